@@ -1,0 +1,70 @@
+"""Importing this module loads the plugin. It is what every automatic door leads to, and it never raises.
+
+Only the standard library is needed to get here, since what is being guarded against is a plugin that cannot load:
+verl swallows what a plugin raises, and the job would train MTP on a stack that nobody has mended.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import ModuleType
+from typing import Any
+
+from .startup import _verl_mtp_startup as startup
+
+logger = logging.getLogger("verl_mtp_plugin")
+
+CONFIG_MODULE = "verl.workers.config.model"
+
+#: Why the plugin could not be loaded in this process; None when it could.
+failure: str | None = None
+
+
+def load() -> None:
+    """Activate the plugin; on failure warn once, and refuse MTP in this process."""
+    global failure
+    try:
+        from .runtime import activate
+
+        activate()
+        failure = None
+    except Exception as error:
+        if failure is None:
+            failure = f"{type(error).__name__}: {error}"
+            logger.warning(
+                "verl-mtp-plugin could not be loaded (%s). verl works as released, but a job with mtp.enable=True "
+                "will be refused here. Reinstall the plugin, or set VERL_MTP_PLUGIN=off to run without it.",
+                failure,
+            )
+            _refuse_mtp()
+
+
+def _refuse_mtp() -> None:
+    """Let verl's MtpConfig refuse ``enable=True``; done by hand, since the patch engine may be what failed."""
+    module = sys.modules.get(CONFIG_MODULE)
+    if module is not None:
+        _guard(module)
+    else:
+        sys.meta_path.insert(0, startup.AfterImport(CONFIG_MODULE, _guard))  # type: ignore[arg-type]
+
+
+def _guard(module: ModuleType) -> None:
+    config = getattr(module, "MtpConfig", None)
+    if config is None:
+        return
+    original = config.__init__
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if failure is not None and getattr(self, "enable", False):
+            raise RuntimeError(
+                f"verl-mtp-plugin: found mtp.enable=True, but the plugin could not be loaded ({failure}); expected a "
+                "loaded plugin. Reinstall it, or set VERL_MTP_PLUGIN=off on all nodes to run verl as released."
+            )
+
+    __init__.__wrapped__ = original  # type: ignore[attr-defined]
+    config.__init__ = __init__
+
+
+load()

@@ -1,0 +1,173 @@
+"""``verl-mtp doctor``: what is installed, and what becomes of each patch.
+
+Without ``--probe`` nothing of the stack is imported, so that the answer comes at once; patches then wait (``armed``).
+With it a child process imports verl and every patched module, and reports what the engine really decided.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..environment import Environment
+from ..patching.patch import BROKEN, Decision
+from ..settings import MODE_VARIABLE
+from ..startup import _verl_mtp_startup as startup
+from ..tested import TESTED
+
+#: The child prints its JSON after this line, since the imported packages print as they please.
+MARKER = "verl-mtp-plugin report:"
+PROBE_TIMEOUT_S = 600
+_STYLES = {"applied": "green", "not_needed": "green", "armed": "yellow", "skipped": "dim", "reverted": "dim"}
+
+
+@dataclass(frozen=True)
+class Installed:
+    """One distribution of the stack."""
+
+    name: str
+    version: str | None
+    label: str  # tested, untested, not installed, or "" where nothing is claimed
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that the doctor found."""
+
+    installed: list[Installed]
+    report: dict[str, Any]  # PatchReport as JSON gives it
+    problems: list[str]  # MTP would not work
+    notes: list[str]  # worth knowing
+
+    @property
+    def status(self) -> int:
+        """Exit status: 2 with problems, 1 with notes, else 0."""
+        return 2 if self.problems else 1 if self.notes else 0
+
+    def to_json(self) -> str:
+        """The findings as JSON, with the exit status."""
+        return json.dumps({**asdict(self), "status": self.status}, indent=2)
+
+
+def examine(*, probe: bool) -> Findings:
+    """Look at this environment."""
+    installed = [_installed(name, version) for name, version in Environment().versions.items()]
+    problems: list[str] = []
+    notes = _version_notes(installed) + _loading_notes()
+    report = _probed_report(notes, problems) if probe else _armed_report(problems)
+    for plugin in report.get("plugins", []):
+        if plugin["error"]:
+            notes.append(f"plugin {plugin['name']!r} from {plugin['source']} is left out: {plugin['error']}")
+    for patch in report.get("patches", []):
+        if patch["decision"] in BROKEN:
+            line = f"patch {patch['id']} is {patch['decision']}: {patch['detail']}"
+            (problems if patch["critical"] else notes).append(line)
+    return Findings(installed, report, problems, notes)
+
+
+def _installed(name: str, version: str | None) -> Installed:
+    if version is None:
+        return Installed(name, None, "not installed")
+    if name not in TESTED:
+        return Installed(name, version, "")
+    return Installed(name, version, "tested" if version in TESTED[name] else "untested")
+
+
+def _version_notes(installed: list[Installed]) -> list[str]:
+    notes = []
+    versions = {item.name: item.version for item in installed}
+    for name in ("verl", "megatron-core"):
+        if versions[name] is None:
+            notes.append(f"{name} is not installed in this environment ({sys.prefix})")
+    if versions["mbridge"] is None and versions["megatron-bridge"] is None:
+        notes.append("neither mbridge nor megatron-bridge is installed; verl needs one to build a Megatron model")
+    for item in installed:
+        if item.label == "untested":
+            notes.append(f"{item.name} {item.version} is untested; tested are {', '.join(TESTED[item.name])}")
+    return notes
+
+
+def _loading_notes() -> list[str]:
+    notes = []
+    if not startup.wanted():
+        notes.append("VERL_USE_EXTERNAL_PLUGINS keeps this plugin out; add verl_mtp to it or unset it")
+    if startup.__name__.rpartition(".")[2] not in sys.modules:
+        notes.append("the start-up file is not active (not pip-installed, or python -S): verl < 0.9 needs it to load us")
+    return notes
+
+
+def _armed_report(problems: list[str]) -> dict[str, Any]:
+    from .. import activate, deactivate
+
+    try:
+        report: dict[str, Any] = json.loads(activate().to_json())
+    except Exception as error:  # the doctor reports what every process of a job would run into
+        problems.append(f"the plugin cannot be loaded: {error}")
+        return {}
+    deactivate()
+    return report
+
+
+def _probed_report(notes: list[str], problems: list[str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "verl_mtp_plugin.cli.probe"]
+    try:
+        child = subprocess.run(
+            command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, env=dict(os.environ), check=False
+        )
+    except subprocess.TimeoutExpired:
+        problems.append(f"importing the stack took more than {PROBE_TIMEOUT_S} s")
+        return {}
+    _, found, payload = child.stdout.partition(MARKER)
+    if not found:
+        last = (child.stderr.strip().splitlines() or ["no output"])[-1]
+        problems.append(f"the probe ended with status {child.returncode}: {last}")
+        return {}
+    answer = json.loads(payload)
+    notes.extend(f"cannot import {name}: {error}" for name, error in answer["errors"].items())
+    report: dict[str, Any] = answer["report"]
+    return report
+
+
+def render(findings: Findings, console: Console | None = None) -> None:
+    """Print the findings for a person."""
+    console = console or Console()
+    versions = Table(title="Installed", title_justify="left")
+    for heading in ("distribution", "version", ""):
+        versions.add_column(heading)
+    for item in findings.installed:
+        versions.add_row(item.name, item.version or "-", item.label)
+    console.print(versions)
+    patches = Table(title=f"Patches (mode {findings.report.get('mode', '?')}; {MODE_VARIABLE} changes it)")
+    patches.title_justify = "left"
+    for heading in ("patch", "decision", "why it exists", "upstream"):
+        patches.add_column(heading, overflow="fold")
+    for row in _grouped(findings.report.get("patches", [])):
+        patches.add_row(*row)
+    console.print(patches)
+    if any(patch["decision"] == Decision.ARMED for patch in findings.report.get("patches", [])):
+        console.print("armed: waits for its module; `verl-mtp doctor --probe` imports the stack and decides.")
+    for note in findings.notes:
+        console.print(f"[yellow]note[/] {note}", highlight=False)
+    for problem in findings.problems:
+        console.print(f"[red]problem[/] {problem}", highlight=False)
+    if not findings.status:
+        console.print("[green]No problem found.[/]")
+
+
+def _grouped(patches: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """A row per patch set where its patches agree, else a row per patch."""
+    rows: dict[tuple[str, str, str], tuple[str, str, str, str]] = {}
+    for patch in patches:
+        decision, style = patch["decision"], _STYLES.get(patch["decision"], "red")
+        shown = f"[{style}]{decision}[/]" + (f"\n{patch['detail']}" if patch["detail"] else "")
+        key = (patch["patch_set"], decision, patch["reason"])
+        name = patch["id"] if key not in rows else patch["patch_set"]
+        rows[key] = (name, shown, patch["reason"], patch["upstream"])
+    return list(rows.values())

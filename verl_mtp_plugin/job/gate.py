@@ -1,0 +1,97 @@
+"""Where a job that uses MTP passes: the flag is read, the banner printed, and a missing patch stops the job."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+from .. import runtime
+from ..errors import PatchRequiredError
+from ..patching.patch import BROKEN
+from ..settings import MODE_KEY, Mode, Settings
+
+logger = logging.getLogger("verl_mtp_plugin")
+
+#: The patch without which MTP must not be trained.
+TRAINING: Final = "training.postprocess"
+
+_announced = False
+
+
+def note_config(mtp: Any) -> None:
+    """Take notice of verl's MTP config (dataclass or DictConfig), as early as a process sees it.
+
+    Raises:
+        SettingsError: ``mtp.plugin`` has an unknown value.
+        PatchRequiredError: MTP is enabled, and a critical patch (strict mode: any patch) cannot be applied here.
+    """
+    if mtp is None:
+        return
+    mode = _mode(mtp)
+    if mode is not None and mode is not runtime.settings().mode:
+        runtime.activate(Settings(mode, MODE_KEY))
+    if runtime.settings().mode is Mode.OFF or not mtp.get("enable", False):
+        return
+    _announce()
+    refuse_broken()
+
+
+def _mode(mtp: Any) -> Mode | None:
+    value = mtp.get("plugin", None)
+    if value is None:
+        return None
+    if isinstance(value, bool):  # YAML 1.1 reads a bare off as False
+        return Mode.AUTO if value else Mode.OFF
+    return Mode.parse(str(value), source=MODE_KEY)
+
+
+def _announce() -> None:
+    global _announced
+    if _announced:
+        return
+    _announced = True
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)  # verl sets the root to WARNING; these few lines are meant to be seen
+    logger.info("%s", runtime.report().banner())
+
+
+def refuse_broken() -> None:
+    """Stop the job if a critical patch (strict mode: any patch) is known not to be applicable.
+
+    Raises:
+        PatchRequiredError: with the patch, what was found, and what to do.
+    """
+    report = runtime.report()
+    strict = runtime.settings().mode is Mode.STRICT
+    broken = [record for record in report.with_decision(BROKEN) if record.critical or strict]
+    if broken:
+        listed = "; ".join(f"{r.id} ({r.target}) is {r.decision}: {r.detail}" for r in broken)
+        raise PatchRequiredError(
+            found=listed,
+            expected="every patch applied in strict mode" if strict else "every critical patch applied",
+            advice="Run `verl-mtp doctor` on this node. To run verl as released: VERL_MTP_PLUGIN=off.",
+        )
+    failed = [plugin for plugin in report.plugins if plugin.error]
+    if strict and failed:
+        raise PatchRequiredError(
+            found="; ".join(f"plugin {p.name!r} from {p.source}: {p.error}" for p in failed),
+            expected="every registered plugin loaded in strict mode",
+            advice="Repair or uninstall it, or use mode auto.",
+        )
+
+
+def enter_training() -> None:
+    """verl is about to train MTP on a model it has built: everything must be in place, here and on all nodes.
+
+    Raises:
+        PatchRequiredError: the training patch is not applied.
+        UnevenClusterError: strict mode, and the processes of the job differ.
+    """
+    if runtime.settings().mode is Mode.OFF:
+        return
+    _announce()
+    refuse_broken()
+    runtime.require(TRAINING)
+    from .cluster import compare_processes
+
+    compare_processes(runtime.report(), strict=runtime.settings().mode is Mode.STRICT)

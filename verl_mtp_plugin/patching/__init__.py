@@ -1,0 +1,36 @@
+"""The mechanism: declarative patches, one engine. It knows nothing of MTP."""
+
+from __future__ import annotations
+
+from .engine import PatchEngine, around
+from .patch import (
+    MISSING,
+    Decision,
+    Patch,
+    PatchSet,
+    Target,
+    Verdict,
+    always,
+    applicable,
+    not_needed,
+    unsupported,
+)
+from .report import PatchRecord, PatchReport, PluginRecord
+
+__all__ = [
+    "MISSING",
+    "Decision",
+    "Patch",
+    "PatchEngine",
+    "PatchRecord",
+    "PatchReport",
+    "PatchSet",
+    "PluginRecord",
+    "Target",
+    "Verdict",
+    "always",
+    "applicable",
+    "around",
+    "not_needed",
+    "unsupported",
+]

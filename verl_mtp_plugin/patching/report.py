@@ -1,0 +1,82 @@
+"""What was decided in this process, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+
+from .patch import Decision, Patch
+
+
+@dataclass(frozen=True, slots=True)
+class PatchRecord:
+    """One patch: what it is for, and what became of it."""
+
+    id: str
+    patch_set: str
+    decision: Decision
+    detail: str  # why this decision
+    reason: str  # the symptom without the patch
+    target: str
+    upstream: str
+    critical: bool
+
+    @classmethod
+    def of(cls, patch: Patch, patch_set: str, decision: Decision, detail: str) -> PatchRecord:
+        return cls(patch.id, patch_set, decision, detail, patch.reason, str(patch.target), patch.upstream, patch.critical)
+
+
+@dataclass(frozen=True, slots=True)
+class PluginRecord:
+    """A package that gave us patches or models, or failed to."""
+
+    name: str
+    source: str
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchReport:
+    """The state of one process."""
+
+    version: str
+    mode: str
+    active: bool
+    versions: dict[str, str | None] = field(default_factory=dict)
+    patches: tuple[PatchRecord, ...] = ()
+    plugins: tuple[PluginRecord, ...] = ()
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """The whole report as JSON."""
+        return json.dumps(asdict(self), indent=indent, default=str)
+
+    def with_decision(self, decisions: Iterable[Decision]) -> tuple[PatchRecord, ...]:
+        """The patches with one of ``decisions``."""
+        wanted = frozenset(decisions)
+        return tuple(record for record in self.patches if record.decision in wanted)
+
+    def digest(self) -> str:
+        """Twelve hex digits that are equal in processes with the same versions and the same decisions.
+
+        A patch that still waits says nothing about the node, since which modules have been imported depends on a
+        process's role; so ARMED patches are left out.
+        """
+        state = {
+            "plugin": self.version,
+            "mode": self.mode,
+            "versions": self.versions,
+            "decisions": {r.id: r.decision.value for r in self.patches if r.decision is not Decision.ARMED},
+        }
+        return sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]
+
+    def banner(self) -> str:
+        """One line for a log: the patch sets by decision."""
+        groups: dict[str, list[str]] = {}
+        for record in self.patches:
+            names = groups.setdefault(str(record.decision).replace("_", " "), [])
+            if record.patch_set not in names:
+                names.append(record.patch_set)
+        decisions = "; ".join(f"{decision}: {', '.join(names)}" for decision, names in sorted(groups.items()))
+        return f"verl-mtp-plugin {self.version} ({self.mode if self.active else 'inactive'}) {decisions or 'no patches'}"

@@ -1,0 +1,96 @@
+"""The state of this process: one patch engine, one set of plugins, one mode."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Final
+
+from . import __version__
+from .environment import Environment
+from .models.family import ModelFamily
+from .patching import PatchEngine, PatchReport, PatchSet
+from .patching.patch import Patch, as_patch_set
+from .plugins import Plugins
+from .settings import Mode, Settings
+from .startup._verl_mtp_startup import CHILD_VARIABLE
+
+#: Armed even when the plugin is off, since "off" must reach the other nodes too.
+ALWAYS: Final = frozenset({"job.forward_mode"})
+
+
+class Runtime:
+    """What :func:`verl_mtp_plugin.activate` and its siblings act on."""
+
+    def __init__(self) -> None:
+        self.environment = Environment()
+        self.engine = PatchEngine(self.environment)
+        self.settings = Settings()
+        self.active = False
+        self._plugins: Plugins | None = None
+        self._lock = threading.RLock()
+
+    def activate(self, settings: Settings | None = None) -> PatchReport:
+        with self._lock:
+            if settings is None and self.active:
+                return self.report()
+            settings = settings or Settings.from_environment()
+            if self.active and settings.mode is Mode.OFF:
+                self.deactivate()
+            patches = self._known_patches()
+            self.settings = settings
+            if settings.mode is Mode.OFF:
+                always = [p for p in patches if p.id in ALWAYS]
+                self.engine.skip([p for p in patches if p.id not in ALWAYS], f"{settings.source} is off")
+                self.engine.arm(always)
+            else:
+                self.engine.arm(patches)
+                self.active = True
+                os.environ[CHILD_VARIABLE] = "1"
+            return self.report()
+
+    def _known_patches(self) -> list[PatchSet]:
+        if self._plugins is None:
+            self._plugins = Plugins()
+        items: list[Patch | PatchSet] = self._plugins.patches(self.environment)
+        return [as_patch_set(item) for item in items]
+
+    def deactivate(self) -> None:
+        with self._lock:
+            self.active = False
+            os.environ.pop(CHILD_VARIABLE, None)
+            self.engine.revert_all()
+
+    def models(self) -> list[ModelFamily]:
+        with self._lock:
+            if self._plugins is None:
+                self._plugins = Plugins()
+            return self._plugins.models()
+
+    def report(self) -> PatchReport:
+        return PatchReport(
+            version=__version__,
+            mode=str(self.settings.mode),
+            active=self.active,
+            versions=self.environment.versions,
+            patches=self.engine.records(),
+            plugins=self._plugins.records if self._plugins is not None else (),
+        )
+
+
+_runtime = Runtime()
+
+activate = _runtime.activate
+deactivate = _runtime.deactivate
+report = _runtime.report
+models = _runtime.models
+
+
+def require(patch_id: str) -> None:
+    """See :func:`verl_mtp_plugin.require`."""
+    _runtime.engine.require(patch_id)
+
+
+def settings() -> Settings:
+    """The settings of the last activation."""
+    return _runtime.settings

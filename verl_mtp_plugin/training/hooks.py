@@ -1,0 +1,91 @@
+"""The training patches, as data: light to import, since they are armed at ``import verl``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from inspect import signature
+from types import ModuleType
+from typing import Any, Final
+
+from ..environment import Environment
+from ..hookspecs import hookimpl
+from ..patching import Patch, PatchSet, Target, Verdict, applicable, around, unsupported
+
+GPT_MODEL: Final = "megatron.core.models.gpt.gpt_model"
+MTP: Final = "megatron.core.transformer.multi_token_prediction"
+
+#: What the composition needs to hand to ``GPTModel._postprocess``; everything else passes through untouched.
+NEEDED: Final = frozenset({"hidden_states", "labels", "loss_mask", "mtp_in_postprocess"})
+
+
+def _decide_postprocess(environment: Environment, module: ModuleType) -> Verdict:
+    missing = NEEDED - set(signature(module.GPTModel._postprocess).parameters)
+    if missing:
+        return unsupported(
+            found=f"{environment.label('megatron-core')} whose GPTModel._postprocess takes no {', '.join(sorted(missing))}",
+            expected="the parameters that megatron-core 0.15 to 0.19 have",
+            advice="update verl-mtp-plugin, or set VERL_MTP_PLUGIN=off",
+        )
+    return applicable()
+
+
+def _build_postprocess(original: Any) -> Any:
+    from .postprocess import build
+
+    return build(original)
+
+
+def _build_get_embeddings(original: Any) -> Any:
+    from .request import RequestSlot
+
+    return RequestSlot("_get_embeddings", original, original)
+
+
+def _gate(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+    from ..job.gate import enter_training
+    from .request import verify
+
+    enter_training()
+    result = original(model, *args, **kwargs)
+    verify(model)
+    return result
+
+
+POSTPROCESS: Final = PatchSet(
+    "training.postprocess",
+    (
+        Patch(
+            id="training.postprocess.gpt_model",
+            target=Target(GPT_MODEL, "GPTModel._postprocess"),
+            reason="log-prob recompute crashes (megatron-core 0.15, 0.16) or pays for MTP layers, and MTP training "
+            "fails or leaks into lm_head, depending on the pair of verl and megatron-core",
+            upstream="verl #4936, #5323, #6432, #6464; needed while verl replaces _postprocess by a copied body",
+            critical=True,
+            decide=_decide_postprocess,
+            build=_build_postprocess,
+        ),
+        Patch(
+            id="training.postprocess.mtp_layer",
+            target=Target(MTP, "MultiTokenPredictionLayer._get_embeddings"),
+            reason="detach_encoder raises a TypeError on megatron-core >= 0.18 under verl <= 0.8",
+            upstream="megatron-core's own config.mtp_detach_heads (0.19) does the same for the trunk",
+            critical=True,
+            build=_build_get_embeddings,
+        ),
+    ),
+)
+
+GATE: Final = Patch(
+    id="training.gate",
+    target=Target("verl.models.mcore.mtp_patch", "patch_postprocess"),
+    reason="MTP would be trained although a patch it must not run without is missing, or nodes differ, or the model "
+    "is one that verl passes over with a printed line",
+    upstream="plugin code; nothing upstream replaces it",
+    build=around(_gate),
+)
+
+
+@hookimpl
+def verl_mtp_patches(environment: Environment) -> Iterable[Patch | PatchSet]:
+    """The built-in training patches."""
+    return (POSTPROCESS, GATE)
