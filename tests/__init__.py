@@ -1,0 +1,1 @@
+"""Tests: ``unit`` needs no stack, ``stack`` and ``contract`` run the real packages."""

@@ -25,9 +25,9 @@ def load() -> None:
     """Activate the plugin; on failure warn once, and refuse MTP in this process."""
     global failure
     try:
-        from .runtime import activate
+        from .runtime import arm
 
-        activate()
+        arm()
         failure = None
     except Exception as error:
         if failure is None:
@@ -46,7 +46,7 @@ def _refuse_mtp() -> None:
     if module is not None:
         _guard(module)
     else:
-        sys.meta_path.insert(0, startup.AfterImport(CONFIG_MODULE, _guard))  # type: ignore[arg-type]
+        sys.meta_path.insert(0, startup.AfterImport(CONFIG_MODULE, _guard))
 
 
 def _guard(module: ModuleType) -> None:

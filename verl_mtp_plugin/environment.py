@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from importlib import metadata
 from typing import Final
 
@@ -23,7 +23,7 @@ DISTRIBUTIONS: Final = (
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def installed_version(distribution: str) -> str | None:
     """The version of ``distribution``, or None when it is not installed."""
     try:

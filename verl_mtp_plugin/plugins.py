@@ -64,7 +64,9 @@ class Plugins:
                 items = [item for result in caller(**arguments) for item in result]
                 wrong = [item for item in items if not accept(item)]
                 if wrong:
-                    raise TypeError(f"{hook} returned {wrong[0]!r}; see verl_mtp_plugin.hookspecs for what it must return")
+                    raise TypeError(
+                        f"{hook} returned {wrong[0]!r}; see verl_mtp_plugin.hookspecs for what it must return"
+                    )
             except Exception as error:
                 self._fail(name, error)
                 continue

@@ -31,9 +31,14 @@ class Runtime:
         self._lock = threading.RLock()
 
     def activate(self, settings: Settings | None = None) -> PatchReport:
+        self.arm(settings)
+        return self.report()
+
+    def arm(self, settings: Settings | None = None) -> None:
+        """Activate without a report: reading all versions would be half the cost at ``import verl``."""
         with self._lock:
             if settings is None and self.active:
-                return self.report()
+                return
             settings = settings or Settings.from_environment()
             if self.active and settings.mode is Mode.OFF:
                 self.deactivate()
@@ -47,7 +52,6 @@ class Runtime:
                 self.engine.arm(patches)
                 self.active = True
                 os.environ[CHILD_VARIABLE] = "1"
-            return self.report()
 
     def _known_patches(self) -> list[PatchSet]:
         if self._plugins is None:
@@ -81,6 +85,7 @@ class Runtime:
 _runtime = Runtime()
 
 activate = _runtime.activate
+arm = _runtime.arm
 deactivate = _runtime.deactivate
 report = _runtime.report
 models = _runtime.models

@@ -99,7 +99,9 @@ def _loading_notes() -> list[str]:
     if not startup.wanted():
         notes.append("VERL_USE_EXTERNAL_PLUGINS keeps this plugin out; add verl_mtp to it or unset it")
     if startup.__name__.rpartition(".")[2] not in sys.modules:
-        notes.append("the start-up file is not active (not pip-installed, or python -S): verl < 0.9 needs it to load us")
+        notes.append(
+            "the start-up file is not active (not pip-installed, or python -S): verl < 0.9 needs it to load us"
+        )
     return notes
 
 

@@ -8,7 +8,6 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -21,14 +20,14 @@ from .report import PatchRecord
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
 class _Applied:
     """One attribute as it was, and as we left it."""
 
-    owner: Any
-    name: str
-    before: Any  # the raw entry of vars(owner), MISSING when the attribute was inherited or new
-    replacement: Any
+    def __init__(self, owner: Any, name: str, before: Any, replacement: Any) -> None:
+        self.owner = owner
+        self.name = name
+        self.before = before  # the raw entry of vars(owner), MISSING when the attribute was inherited or new
+        self.replacement = replacement
 
     @property
     def current(self) -> Any:
@@ -45,22 +44,24 @@ class _Applied:
             setattr(self.owner, self.name, self.before)
 
 
-@dataclass(slots=True)
 class _Entry:
     """A patch in this process: what was decided, and what was changed."""
 
-    patch: Patch
-    decision: Decision = Decision.ARMED
-    detail: str = ""
-    applied: _Applied | None = None
-    spec: Any = None  # the module's spec when we applied; a reload puts a new one
+    def __init__(self, patch: Patch) -> None:
+        self.patch = patch
+        self.decision = Decision.ARMED
+        self.detail = ""
+        self.applied: _Applied | None = None
+        self.spec: Any = None  # the module's spec when we applied; a reload puts a new one
 
 
-@dataclass(slots=True)
 class _Unit:
-    patch_set: PatchSet
-    entries: list[_Entry]
-    order: int = field(default=0)  # when it was applied: reverting goes backwards
+    """A patch set in this process."""
+
+    def __init__(self, patch_set: PatchSet) -> None:
+        self.patch_set = patch_set
+        self.entries = [_Entry(patch) for patch in patch_set.patches]
+        self.order = 0  # when it was applied: reverting goes backwards
 
 
 class PatchEngine:
@@ -106,7 +107,7 @@ class PatchEngine:
         self.settle()
 
     def _new_unit(self, patch_set: PatchSet) -> _Unit:
-        unit = _Unit(patch_set, [_Entry(patch) for patch in patch_set.patches])
+        unit = _Unit(patch_set)
         others = [e.patch for u in self._units.values() if u.patch_set.id != patch_set.id for e in u.entries]
         for patch in patch_set.patches:
             for other in others:
@@ -119,7 +120,7 @@ class PatchEngine:
         with self._lock:
             for item in items:
                 patch_set = as_patch_set(item)
-                unit = self._units.setdefault(patch_set.id, _Unit(patch_set, [_Entry(p) for p in patch_set.patches]))
+                unit = self._units.setdefault(patch_set.id, _Unit(patch_set))
                 self._decide_all(unit, Decision.SKIPPED, detail)
 
     # -- deciding and applying -----------------------------------------------------------------------------------
@@ -191,8 +192,12 @@ class PatchEngine:
         verdict = patch.decide(self.environment, module)
         if verdict.decision is not Decision.APPLIED:
             return verdict, None
-        replacement = patch.build(original)
-        return verdict, _Applied(owner, name, vars(owner).get(name, MISSING), replacement)
+        before = vars(owner).get(name, MISSING)
+        defined_in = getattr(before, "__module__", None)
+        if inspect.isfunction(before) and defined_in not in (module.__name__, owner.__dict__.get("__module__")):
+            note = f"on top of a patch from {defined_in}"
+            verdict = Verdict(verdict.decision, f"{verdict.detail}; {note}" if verdict.detail else note)
+        return verdict, _Applied(owner, name, before, patch.build(original))
 
     def _abandon(self, unit: _Unit, culprit: _Entry) -> None:
         """All or nothing: one patch of the set cannot be applied, so none is."""

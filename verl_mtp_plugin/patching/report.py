@@ -25,7 +25,9 @@ class PatchRecord:
 
     @classmethod
     def of(cls, patch: Patch, patch_set: str, decision: Decision, detail: str) -> PatchRecord:
-        return cls(patch.id, patch_set, decision, detail, patch.reason, str(patch.target), patch.upstream, patch.critical)
+        return cls(
+            patch.id, patch_set, decision, detail, patch.reason, str(patch.target), patch.upstream, patch.critical
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +81,6 @@ class PatchReport:
             if record.patch_set not in names:
                 names.append(record.patch_set)
         decisions = "; ".join(f"{decision}: {', '.join(names)}" for decision, names in sorted(groups.items()))
-        return f"verl-mtp-plugin {self.version} ({self.mode if self.active else 'inactive'}) {decisions or 'no patches'}"
+        return (
+            f"verl-mtp-plugin {self.version} ({self.mode if self.active else 'inactive'}) {decisions or 'no patches'}"
+        )

@@ -93,10 +93,10 @@ def install() -> None:
     import os
 
     names = ["verl", SCHEDULER] if CHILD_VARIABLE in os.environ else ["verl"]
-    waiting = {finder.name for finder in sys.meta_path if type(finder).__name__ == "AfterImport"}
+    waiting = {getattr(finder, "name", None) for finder in sys.meta_path}
     for name in names:
         if name not in waiting and name not in sys.modules:
-            sys.meta_path.insert(0, AfterImport(name, _load))  # type: ignore[arg-type]
+            sys.meta_path.insert(0, AfterImport(name, _load))
 
 
 if __name__ == "_verl_mtp_startup":  # the installed copy, not the package's own

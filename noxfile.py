@@ -1,0 +1,151 @@
+"""Environments and commands of this project.
+
+    python3.11 noxfile.py              # everything that CI runs
+    python3.11 noxfile.py quickstart   # the example
+
+Without nox this file installs it into an environment of its own first; with nox, ``nox -s quickstart`` does the same.
+Environments and the releases under test are cached by version in ``~/.cache/verl-mtp-plugin``
+(``VERL_MTP_PLUGIN_CACHE`` moves it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+CACHE = Path(os.environ.get("VERL_MTP_PLUGIN_CACHE", Path.home() / ".cache" / "verl-mtp-plugin"))
+LAYERS = CACHE / "layers"
+REQUIREMENTS = ROOT / "tests" / "requirements"
+#: megatron-core's and verl's releases all work with this one, and so does everything under tests/.
+PYTHON = "3.11"
+#: The packages that import neither torch nor verl are also tested on these, where the machine has them.
+OTHER_PYTHONS = ("3.10", "3.12", "3.13")
+NOX = "nox==2026.10.20"  # the version of tests/requirements/lint.txt
+
+
+def bootstrap() -> None:
+    """Install nox into an environment of its own, and call it."""
+    home = CACHE / "nox"
+    python = home / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "-q", NOX], check=True)
+    sessions = ["-s", *sys.argv[1:]] if sys.argv[1:] else []
+    os.execv(python, [str(python), "-m", "nox", "-f", __file__, *sessions])
+
+
+if __name__ == "__main__":
+    bootstrap()
+
+import nox
+
+sys.path.insert(0, str(ROOT))
+from tests.contract import stacks  # noqa: E402
+
+
+def _digest(*files: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+ENVIRONMENTS = CACHE / f"envs-{_digest(*sorted(REQUIREMENTS.glob('*.txt')))}"
+#: The environment that session ``layers`` makes; some gigabytes, so the sessions that need it share it.
+STACK_PYTHON = ENVIRONMENTS / "layers" / "bin" / "python"
+IN_STACK = {"venv_backend": "none", "requires": ["layers"]}
+
+nox.needs_version = ">=2024.10.9"
+nox.options.envdir = str(ENVIRONMENTS)
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "unit", "stack"]
+
+
+def _runs(version: str) -> bool:
+    """Whether this machine has a working Python of that version (a version manager's shim may be there and fail)."""
+    found = shutil.which(f"python{version}")
+    return found is not None and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0
+
+
+@nox.session(python=PYTHON)
+def lint(session: nox.Session) -> None:
+    """ruff and mypy."""
+    session.install("-q", "-r", str(REQUIREMENTS / "lint.txt"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+
+
+@nox.session(python=[PYTHON, *(version for version in OTHER_PYTHONS if _runs(version))])
+def unit(session: nox.Session) -> None:
+    """What needs neither torch nor verl, on every Python that this machine has."""
+    session.install("-q", "-r", str(REQUIREMENTS / "unit.txt"))
+    session.install("-q", "-e", str(ROOT))
+    session.run("pytest", "-q", "tests/unit", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def layers(session: nox.Session) -> None:
+    """Install torch, all that the verl releases need, the releases themselves as layers, and the plugin."""
+    done = Path(session.virtualenv.location) / "stack-installed"
+    if not done.exists():
+        # torch first and alone: what comes later must not pull another build of it.
+        session.install("-q", "-r", str(REQUIREMENTS / "torch.txt"))
+        session.install("-q", "-r", str(REQUIREMENTS / "stack.txt"), "-c", str(REQUIREMENTS / "constraints.txt"))
+        done.touch()
+    for distribution, version in stacks.LAYERS:
+        _install_layer(session, distribution, version)
+    session.install("-q", "--no-deps", "-e", str(ROOT))
+    session.log(f"{stacks.LAYERS_VARIABLE}={LAYERS} {STACK_PYTHON}")
+
+
+def _install_layer(session: nox.Session, distribution: str, version: str) -> None:
+    """One release in a directory of its own, without what it depends on, to be put on PYTHONPATH."""
+    target = LAYERS / f"{distribution}-{version}"
+    if target.is_dir():
+        return
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    # megatron-core >= 0.17 declares Python >= 3.12; the wheels work on 3.11, with which all releases can be tested.
+    session.install(
+        "-q", "--no-deps", "--ignore-requires-python", "--target", str(partial), f"{distribution}=={version}"
+    )
+    partial.rename(target)
+
+
+def _run_in_stack(session: nox.Session, *arguments: str, path: str = "") -> None:
+    environ = {
+        stacks.LAYERS_VARIABLE: str(LAYERS),
+        "PYTHONPATH": path,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    session.run(str(STACK_PYTHON), *arguments, external=True, env=environ)
+
+
+@nox.session(**IN_STACK)
+def stack(session: nox.Session) -> None:
+    """The real packages: loading, Ray, the contract matrix, the quickstart."""
+    chosen = session.posargs or ["tests/stack", "tests/contract"]
+    _run_in_stack(session, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *chosen)
+
+
+@nox.session(**IN_STACK)
+def matrix(session: nox.Session) -> None:
+    """Run the contract matrix with and without the plugin, and write docs/RESULTS.md's table."""
+    _run_in_stack(session, "-m", "tests.contract.generate", *session.posargs)
+
+
+@nox.session(**IN_STACK)
+def quickstart(session: nox.Session) -> None:
+    """Train a tiny MiMo with MTP on the CPU, through verl's real Megatron engine."""
+    _run_in_stack(session, "examples/quickstart/run.py", *session.posargs, path=stacks.quickstart_path())
+
+
+@nox.session(python=PYTHON)
+def fresh(session: nox.Session) -> None:
+    """pip install into fresh environments with all that each verl release asks for (minutes and gigabytes each)."""
+    session.install("-q", "-r", str(REQUIREMENTS / "unit.txt"))
+    session.run("python", "benchmarks/fresh_install.py", *session.posargs)

@@ -1,0 +1,131 @@
+"""Settings, the report, and the comparison of processes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from verl_mtp_plugin.errors import SettingsError
+from verl_mtp_plugin.job.cluster import compare_through
+from verl_mtp_plugin.patching import Decision, PatchRecord, PatchReport
+from verl_mtp_plugin.settings import Mode, Settings
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [("", Mode.AUTO), ("auto", Mode.AUTO), (" STRICT ", Mode.STRICT), ("off", Mode.OFF)],
+)
+def test_mode_from_the_environment(text: str, mode: Mode) -> None:
+    assert Settings.from_environment({"VERL_MTP_PLUGIN": text}).mode is mode
+
+
+def test_default_mode_is_auto() -> None:
+    assert Settings.from_environment({}) == Settings(Mode.AUTO, "default")
+
+
+def test_unknown_mode() -> None:
+    with pytest.raises(SettingsError, match=r"VERL_MTP_PLUGIN='on'; expected one of auto, strict, off"):
+        Settings.from_environment({"VERL_MTP_PLUGIN": "on"})
+
+
+def record(id: str, decision: Decision) -> PatchRecord:
+    return PatchRecord(id, id, decision, "", "reason", "module:name", "upstream", True)
+
+
+REPORT = PatchReport(
+    "0.1.0", "auto", True, {"verl": "0.9.1", "sglang": None}, (record("a", Decision.APPLIED), record("b", Decision.ARMED))
+)
+
+
+def test_report_as_json_and_as_a_line() -> None:
+    data = json.loads(REPORT.to_json())
+    assert data["patches"][0] == {
+        "id": "a", "patch_set": "a", "decision": "applied", "detail": "", "reason": "reason", "target": "module:name",
+        "upstream": "upstream", "critical": True,
+    }  # fmt: skip
+    assert REPORT.banner() == "verl-mtp-plugin 0.1.0 (auto) applied: a; armed: b"
+
+
+def test_digest_tells_versions_and_decisions_apart_but_not_roles() -> None:
+    digest = REPORT.digest()
+    assert len(digest) == 12
+    assert replace(REPORT, patches=REPORT.patches[:1]).digest() == digest  # b waits: says nothing about the node
+    assert replace(REPORT, versions={"verl": "0.9.0", "sglang": None}).digest() != digest
+    assert replace(REPORT, patches=(record("a", Decision.FAILED),)).digest() != digest
+    assert replace(REPORT, mode="strict").digest() != digest
+    assert replace(REPORT, version="0.2.0").digest() != digest
+
+
+class DictStore:
+    """The four calls of a torch.distributed store that are used; tests/stack has the real one."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, bytes] = {}
+        self.lock = threading.Lock()
+
+    def set(self, key: str, value: str) -> None:
+        self.data[key] = value.encode()
+
+    def get(self, key: str) -> bytes:
+        return self.data[key]
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.data for key in keys)
+
+    def add(self, key: str, amount: int) -> int:
+        with self.lock:
+            value = int(self.data.get(key, b"0")) + amount
+            self.data[key] = str(value).encode()
+            return value
+
+
+def compare(reports: list[PatchReport | None], *, strict: bool = False) -> list[str]:
+    """What each rank is told; None is a rank without the plugin."""
+    store, told = DictStore(), [""] * len(reports)
+
+    def rank(number: int, report: PatchReport) -> None:
+        told[number] = compare_through(store, number, len(reports), report, strict=strict, timeout_s=0.5)
+
+    threads = [threading.Thread(target=rank, args=(i, r)) for i, r in enumerate(reports) if r is not None]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    return told
+
+
+def test_even_processes_say_nothing() -> None:
+    assert compare([REPORT] * 4) == [""] * 4
+    assert compare([REPORT] * 4, strict=True) == [""] * 4
+
+
+OLDER = replace(REPORT, versions={"verl": "0.9.0", "sglang": None})
+
+
+def test_one_warning_names_the_rank_the_node_and_the_version() -> None:
+    told = [message for message in compare([REPORT, REPORT, OLDER]) if message]
+    assert len(told) == 1
+    assert "rank 2 on " in told[0]
+    assert told[0].endswith("has verl 0.9.0 (others 0.9.1)")
+
+
+def test_strict_tells_every_rank() -> None:
+    told = compare([REPORT, REPORT, OLDER], strict=True)
+    assert len(set(told)) == 1
+    assert "verl 0.9.0 (others 0.9.1)" in told[0]
+
+
+def test_other_decisions_are_told_apart() -> None:
+    other = replace(REPORT, patches=(record("a", Decision.UNSUPPORTED),))
+    (told,) = [message for message in compare([REPORT, REPORT, other]) if message]
+    assert "rank 2" in told
+    assert "other patch decisions" in told
+
+
+def test_a_rank_without_the_plugin_does_not_hang_the_others() -> None:
+    told: list[Any] = [message for message in compare([None, REPORT, REPORT]) if message]
+    assert told == ["rank(s) 0 did not answer within 0.5 s: the plugin may be missing there"]
