@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import pluggy
 
 from . import hookspecs
 from .environment import Environment
-from .models.family import ModelFamily
 from .patching.patch import Patch, PatchSet
-from .patching.report import PluginRecord
+
+if TYPE_CHECKING:
+    from .models.family import ModelFamily
+    from .patching.report import PluginRecord
 
 logger = logging.getLogger(__name__)
-
-Item = TypeVar("Item")
 
 #: Our own patch sets; registered by name, so that a checkout on PYTHONPATH, which has no entry points, works too.
 BUILTIN: Final = (
@@ -32,7 +32,8 @@ class Plugins:
     def __init__(self, found: tuple[EntryPoint, ...] | None = None) -> None:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
-        self._records: dict[str, PluginRecord] = {}
+        self._sources: dict[str, str] = {}
+        self._errors: dict[str, str] = {}
         if found is None:
             found = tuple(entry_points(group=hookspecs.PROJECT))
         builtin = {point.name for point in BUILTIN}
@@ -41,23 +42,23 @@ class Plugins:
 
     def _register(self, point: EntryPoint) -> None:
         source = point.value if point.dist is None else f"{point.value} ({point.dist.name} {point.dist.version})"
-        self._records[point.name] = PluginRecord(point.name, source)
+        self._sources[point.name] = source
         try:
             self._manager.register(point.load(), name=point.name)
         except Exception as error:
             self._fail(point.name, error)
 
     def _fail(self, name: str, error: Exception) -> None:
-        record = self._records[name]
-        message = f"{type(error).__name__}: {error}"
-        self._records[name] = PluginRecord(record.name, record.source, message)
-        logger.warning("verl-mtp-plugin: plugin %r from %s is left out: %s", name, record.source, message)
+        self._errors[name] = f"{type(error).__name__}: {error}"
+        logger.warning(
+            "verl-mtp-plugin: plugin %r from %s is left out: %s", name, self._sources[name], self._errors[name]
+        )
 
     def _collect(self, hook: str, accept: Callable[[Any], bool], **arguments: Any) -> Iterator[Any]:
         """Items of every healthy plugin. Plugins are asked one by one, so that one that raises harms nobody else."""
         everyone = self._manager.get_plugins()
         for name, plugin in self._manager.list_name_plugin():
-            if plugin is None or self._records[name].error:
+            if plugin is None or name in self._errors:
                 continue
             caller = self._manager.subset_hook_caller(hook, [other for other in everyone if other is not plugin])
             try:
@@ -80,9 +81,13 @@ class Plugins:
 
     def models(self) -> list[ModelFamily]:
         """All model families."""
+        from .models.family import ModelFamily
+
         return list(self._collect("verl_mtp_models", lambda i: isinstance(i, ModelFamily)))
 
     @property
     def records(self) -> tuple[PluginRecord, ...]:
         """Who registered, and who could not."""
-        return tuple(self._records.values())
+        from .patching.report import PluginRecord
+
+        return tuple(PluginRecord(name, source, self._errors.get(name, "")) for name, source in self._sources.items())

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from . import __version__
 from .environment import Environment
-from .models.family import ModelFamily
-from .patching import PatchEngine, PatchReport, PatchSet
-from .patching.patch import Patch, as_patch_set
+from .patching import Patch, PatchEngine, PatchSet
+from .patching.patch import as_patch_set
 from .plugins import Plugins
 from .settings import Mode, Settings
 from .startup._verl_mtp_startup import CHILD_VARIABLE
 
-#: Armed even when the plugin is off, since "off" must reach the other nodes too.
-ALWAYS: Final = frozenset({"job.forward_mode"})
+if TYPE_CHECKING:
+    from .models.family import ModelFamily
+    from .patching.report import PatchReport
+
+#: Armed even when the plugin is off: "off" must reach the other nodes, and verl must still know the key of the switch.
+ALWAYS: Final = frozenset({"job.forward_mode", "job.config_flag"})
 
 
 class Runtime:
@@ -41,7 +44,7 @@ class Runtime:
                 return
             settings = settings or Settings.from_environment()
             if self.active and settings.mode is Mode.OFF:
-                self.deactivate()
+                self._stop(keep=ALWAYS)
             patches = self._known_patches()
             self.settings = settings
             if settings.mode is Mode.OFF:
@@ -61,9 +64,12 @@ class Runtime:
 
     def deactivate(self) -> None:
         with self._lock:
-            self.active = False
-            os.environ.pop(CHILD_VARIABLE, None)
-            self.engine.revert_all()
+            self._stop()
+
+    def _stop(self, keep: frozenset[str] = frozenset()) -> None:
+        self.active = False
+        os.environ.pop(CHILD_VARIABLE, None)
+        self.engine.revert_all(keep=keep)
 
     def models(self) -> list[ModelFamily]:
         with self._lock:
@@ -72,6 +78,8 @@ class Runtime:
             return self._plugins.models()
 
     def report(self) -> PatchReport:
+        from .patching.report import PatchReport
+
         return PatchReport(
             version=__version__,
             mode=str(self.settings.mode),

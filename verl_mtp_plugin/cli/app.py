@@ -1,48 +1,48 @@
-"""``verl-mtp``: the command line."""
+"""``verl-mtp``: the command line.
+
+argparse, and not one of the command-line libraries: those bring pydantic or click at versions of their own, and
+installing this plugin must not move a package of the user's stack.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+import argparse
+import sys
+from collections.abc import Sequence
 
 from .. import __version__
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Multi-Token Prediction for verl.")
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="verl-mtp", description="Multi-Token Prediction for verl.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what is installed, and what becomes of each patch",
+        description="Say what is installed, and what becomes of each patch.",
+        epilog="Exit status: 0 nothing speaks against MTP here, 1 something to know (missing, untested), "
+        "2 MTP would not work here.",
+    )
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.add_argument(
+        "--probe", action="store_true", help="import verl and megatron-core (takes a while) and decide every patch"
+    )
+    return parser
 
 
-@app.callback()
-def _root() -> None:
-    """Multi-Token Prediction for verl."""
-
-
-@app.command()
-def version() -> None:
-    """Print the plugin's version."""
-    typer.echo(__version__)
-
-
-@app.command()
-def doctor(
-    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-    probe: Annotated[
-        bool, typer.Option("--probe", help="Import verl and megatron-core (takes a while) and decide every patch.")
-    ] = False,
-) -> None:
-    """Say what is installed, and what becomes of each patch.
-
-    Exit status: 0 all is well, 1 something to know (missing, untested), 2 MTP would not work here.
-    """
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    options = _parser().parse_args(arguments)
     from .doctor import examine, render
 
-    findings = examine(probe=probe)
-    if json:
-        typer.echo(findings.to_json())
+    findings = examine(probe=options.probe)
+    if options.json:
+        print(findings.to_json())
     else:
         render(findings)
-    raise typer.Exit(findings.status)
+    sys.exit(findings.status)
 
 
-def main() -> None:
-    """Entry point of the console script."""
-    app()
+if __name__ == "__main__":
+    main()

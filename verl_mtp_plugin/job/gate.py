@@ -8,7 +8,7 @@ from typing import Any, Final
 from .. import runtime
 from ..errors import PatchRequiredError
 from ..patching.patch import BROKEN
-from ..settings import MODE_KEY, Mode, Settings
+from ..settings import MODE_KEY, MODE_VARIABLE, Mode, Settings
 
 logger = logging.getLogger("verl_mtp_plugin")
 
@@ -27,6 +27,9 @@ def note_config(mtp: Any) -> None:
     """
     if mtp is None:
         return
+    settings = runtime.settings()
+    if settings.mode is Mode.OFF and settings.source == MODE_VARIABLE:
+        return  # the kill switch wins over the config
     mode = _mode(mtp)
     if mode is not None and mode is not runtime.settings().mode:
         runtime.activate(Settings(mode, MODE_KEY))

@@ -15,17 +15,13 @@ from .patch import (
     not_needed,
     unsupported,
 )
-from .report import PatchRecord, PatchReport, PluginRecord
 
 __all__ = [
     "MISSING",
     "Decision",
     "Patch",
     "PatchEngine",
-    "PatchRecord",
-    "PatchReport",
     "PatchSet",
-    "PluginRecord",
     "Target",
     "Verdict",
     "always",

@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from wrapt import register_post_import_hook
@@ -18,13 +19,28 @@ def _initializing(module: ModuleType) -> bool:
     return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
+class _WatchedSpec(ModuleSpec):
+    """A module's spec that tells when the import system marks the module as complete.
+
+    The one event there is for a module that is being imported already: the import system sets ``_initializing`` to
+    False on the spec when the body has ended. The spec becomes an ordinary one again with that.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == "_initializing" and not value:
+            finished = self.__dict__.pop("verl_mtp_finished")
+            self.__class__ = ModuleSpec
+            finished()
+
+
 class ModuleWatch:
     """Calls ``on_ready(name)`` once a module has been imported completely.
 
     wrapt fires a hook at once when the module is in ``sys.modules``, even half-initialised; lets what a hook raises
-    break the import, whose retry then succeeds without the hook; and never fires again after a reload. So: a
-    half-initialised module is left waiting until the next question (:meth:`ready_module`), nothing is ever raised,
-    and reloads are noticed by whoever compares module specs.
+    break the import, whose retry then succeeds without the hook; and never fires again after a reload. So: a module
+    that is half-initialised when it is first watched (it imports verl, and verl imports us) is watched through its
+    spec, nothing is ever raised, and reloads are noticed by whoever compares module specs.
     """
 
     def __init__(self, on_ready: Callable[[str], None]) -> None:
@@ -36,22 +52,36 @@ class ModuleWatch:
     def watch(self, name: str) -> None:
         """Wait for ``name``; a module that is there already is left to :meth:`ready_module`."""
         with self._lock:
-            if name in self._watched or name in sys.modules:
+            if name in self._watched:
+                return
+            module = sys.modules.get(name)
+            if module is not None:
+                self._watch_half_initialised(name, module)
                 return
             self._watched.add(name)
         registered = False
 
         def hook(module: ModuleType) -> None:
             if not registered:  # imported by another thread while we registered: maybe half-initialised
+                self._watch_half_initialised(name, module)
                 return
             self._executed.add(name)
-            try:
-                self._on_ready(name)
-            except Exception:  # a raising hook would break the user's import
-                logger.exception("verl-mtp-plugin: deciding the patches of %s failed", name)
+            self._ready(name)
 
         register_post_import_hook(hook, name)
         registered = True
+
+    def _watch_half_initialised(self, name: str, module: ModuleType) -> None:
+        spec = module.__spec__
+        if _initializing(module) and type(spec) is ModuleSpec:
+            vars(spec)["verl_mtp_finished"] = lambda: self._ready(name)
+            spec.__class__ = _WatchedSpec
+
+    def _ready(self, name: str) -> None:
+        try:
+            self._on_ready(name)
+        except Exception:  # a raising hook would break the user's import
+            logger.exception("verl-mtp-plugin: deciding the patches of %s failed", name)
 
     def ready_module(self, name: str) -> ModuleType | None:
         """The module if it has been imported to its end, else None."""

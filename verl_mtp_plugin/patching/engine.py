@@ -7,15 +7,17 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..environment import Environment
 from ..errors import ForeignPatchError, PatchRequiredError
 from .arming import ModuleWatch
 from .patch import BROKEN, MISSING, SATISFIED, Decision, Patch, PatchSet, Verdict, as_patch_set
-from .report import PatchRecord
+
+if TYPE_CHECKING:
+    from .report import PatchRecord
 
 logger = logging.getLogger(__name__)
 
@@ -216,10 +218,13 @@ class PatchEngine:
 
     # -- taking back ----------------------------------------------------------------------------------------------
 
-    def revert_all(self) -> None:
+    def revert_all(self, *, keep: Collection[str] = ()) -> None:
         """Restore every attribute that is still ours, last in first out. Armed sets stop waiting.
 
         Live instances keep what they were built with.
+
+        Args:
+            keep: ids of patch sets to leave in place.
 
         Raises:
             ForeignPatchError: some attribute was replaced by somebody else after us. It is left as it is; all
@@ -227,7 +232,8 @@ class PatchEngine:
         """
         foreign: list[str] = []
         with self._lock:
-            for unit in sorted(self._units.values(), key=lambda u: u.order, reverse=True):
+            units = [unit for unit in self._units.values() if unit.patch_set.id not in keep]
+            for unit in sorted(units, key=lambda u: u.order, reverse=True):
                 for entry in reversed(unit.entries):
                     applied = entry.applied
                     if applied is not None and not applied.intact and entry.spec is self._spec(entry):
@@ -261,6 +267,8 @@ class PatchEngine:
 
     @staticmethod
     def _record(unit: _Unit, entry: _Entry) -> PatchRecord:
+        from .report import PatchRecord  # only who asks pays for it: this module is loaded at `import verl`
+
         decision, detail = entry.decision, entry.detail
         if entry.applied is not None and decision is Decision.APPLIED and not entry.applied.intact:
             decision = Decision.CONFLICT

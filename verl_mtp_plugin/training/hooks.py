@@ -10,6 +10,7 @@ from typing import Any, Final
 from ..environment import Environment
 from ..hookspecs import hookimpl
 from ..patching import Patch, PatchSet, Target, Verdict, applicable, around, unsupported
+from . import mbridge_mimo
 
 GPT_MODEL: Final = "megatron.core.models.gpt.gpt_model"
 MTP: Final = "megatron.core.transformer.multi_token_prediction"
@@ -19,10 +20,10 @@ NEEDED: Final = frozenset({"hidden_states", "labels", "loss_mask", "mtp_in_postp
 
 
 def _decide_postprocess(environment: Environment, module: ModuleType) -> Verdict:
-    missing = NEEDED - set(signature(module.GPTModel._postprocess).parameters)
+    missing = ", ".join(sorted(NEEDED - set(signature(module.GPTModel._postprocess).parameters)))
     if missing:
         return unsupported(
-            found=f"{environment.label('megatron-core')} whose GPTModel._postprocess takes no {', '.join(sorted(missing))}",
+            found=f"{environment.label('megatron-core')} whose GPTModel._postprocess takes no {missing}",
             expected="the parameters that megatron-core 0.15 to 0.19 have",
             advice="update verl-mtp-plugin, or set VERL_MTP_PLUGIN=off",
         )
@@ -88,4 +89,4 @@ GATE: Final = Patch(
 @hookimpl
 def verl_mtp_patches(environment: Environment) -> Iterable[Patch | PatchSet]:
     """The built-in training patches."""
-    return (POSTPROCESS, GATE)
+    return (POSTPROCESS, GATE, *mbridge_mimo.PATCHES)

@@ -50,8 +50,8 @@ def _mtp_block_spec(original: Callable[..., Any], config: Any, spec: Any, *args:
     return original(config, spec, *args, **kwargs)
 
 
-def _to_mcore(original: Callable[..., Any], bridge: Any, name: str, weights: list[Tensor], *args: Any, **kw: Any) -> Any:
-    weight = original(bridge, name, weights, *args, **kw)
+def _to_mcore(original: Callable[..., Any], bridge: Any, name: str, weights: list[Tensor]) -> Any:
+    weight = original(bridge, name, weights)
     return swap_halves(weight) if name.endswith("eh_proj.weight") else weight
 
 
@@ -63,6 +63,18 @@ def _to_hf(original: Callable[..., Any], bridge: Any, name: str, weight: Tensor,
 
 def _hf_names(original: Callable[..., Any], bridge: Any, name: str) -> Any:
     return original(bridge, name.replace(LAYER_NAME, OLD_LAYER_NAME))
+
+
+class _WithOldModelType:
+    """Megatron's ``ModelType`` and a member that no model has: mbridge compares with it before it builds one."""
+
+    encoder_and_decoder: Final = object()
+
+    def __init__(self, model_type: Any) -> None:
+        self._model_type = model_type
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model_type, name)
 
 
 # -- probes ------------------------------------------------------------------------------------------------------------
@@ -111,46 +123,63 @@ def _knows_the_new_name(environment: Environment, module: ModuleType) -> Verdict
     return not_needed(f"MimoBridge maps {LAYER_NAME.strip('.')} to {names[0]}")
 
 
+def _has_the_old_model_type(environment: Environment, module: ModuleType) -> Verdict:
+    if hasattr(module.ModelType, "encoder_and_decoder"):
+        return not_needed("megatron-core has ModelType.encoder_and_decoder")
+    if "encoder_and_decoder" not in inspect.getsource(module):
+        return not_needed("mbridge does not ask for ModelType.encoder_and_decoder")
+    return applicable("mbridge asks for ModelType.encoder_and_decoder, which megatron-core no longer has")
+
+
 _REASON_HALVES: Final = (
     "a MiMo checkpoint's MTP head loads with the roles of embedding and hidden state exchanged, so its drafts are noise"
 )
 
-PATCHES: Final[tuple[Patch | PatchSet, ...]] = (
-    PatchSet(
-        "bridge.mbridge_mimo",
-        (
-            Patch(
-                id="bridge.mbridge_mimo.layer_spec",
-                target=Target(MODULE, "get_gpt_mtp_block_spec"),
-                reason='building MiMo with MTP ends in ValueError("Invalid spec: TransformerConfig(...)")',
-                upstream=UPSTREAM,
-                decide=_asks_for_a_spec,
-                build=around(_mtp_block_spec),
-            ),
-            Patch(
-                id="bridge.mbridge_mimo.load",
-                target=Target(MODULE, "MimoBridge._weight_to_mcore_format"),
-                reason=_REASON_HALVES,
-                upstream=UPSTREAM,
-                decide=_swaps(lambda bridge, weight: bridge._weight_to_mcore_format(EH_PROJ, [weight])),
-                build=around(_to_mcore),
-            ),
-            Patch(
-                id="bridge.mbridge_mimo.save",
-                target=Target(MODULE, "MimoBridge._weight_to_hf_format"),
-                reason="the MTP head goes to the rollout engine and to checkpoints with its halves exchanged",
-                upstream=UPSTREAM,
-                decide=_swaps(lambda bridge, weight: bridge._weight_to_hf_format(EH_PROJ, weight)[1][0]),
-                build=around(_to_hf),
-            ),
-            Patch(
-                id="bridge.mbridge_mimo.names",
-                target=Target(MODULE, "MimoBridge._convert_mtp_param"),
-                reason="with megatron-core >= 0.17 loading MiMo raises NotImplementedError for mtp_model_layer.*",
-                upstream=UPSTREAM_NAMES,
-                decide=_knows_the_new_name,
-                build=around(_hf_names),
-            ),
+MIMO: Final = PatchSet(
+    "bridge.mbridge_mimo",
+    (
+        Patch(
+            id="bridge.mbridge_mimo.layer_spec",
+            target=Target(MODULE, "get_gpt_mtp_block_spec"),
+            reason='building MiMo with MTP ends in ValueError("Invalid spec: TransformerConfig(...)")',
+            upstream=UPSTREAM,
+            decide=_asks_for_a_spec,
+            build=around(_mtp_block_spec),
+        ),
+        Patch(
+            id="bridge.mbridge_mimo.load",
+            target=Target(MODULE, "MimoBridge._weight_to_mcore_format"),
+            reason=_REASON_HALVES,
+            upstream=UPSTREAM,
+            decide=_swaps(lambda bridge, weight: bridge._weight_to_mcore_format(EH_PROJ, [weight])),
+            build=around(_to_mcore),
+        ),
+        Patch(
+            id="bridge.mbridge_mimo.save",
+            target=Target(MODULE, "MimoBridge._weight_to_hf_format"),
+            reason="the MTP head goes to the rollout engine and to checkpoints with its halves exchanged",
+            upstream=UPSTREAM,
+            decide=_swaps(lambda bridge, weight: bridge._weight_to_hf_format(EH_PROJ, weight)[1][0]),
+            build=around(_to_hf),
+        ),
+        Patch(
+            id="bridge.mbridge_mimo.names",
+            target=Target(MODULE, "MimoBridge._convert_mtp_param"),
+            reason="with megatron-core >= 0.17 loading MiMo raises NotImplementedError for mtp_model_layer.*",
+            upstream=UPSTREAM_NAMES,
+            decide=_knows_the_new_name,
+            build=around(_hf_names),
         ),
     ),
 )
+
+MODEL_TYPE: Final = Patch(
+    id="bridge.mbridge_model_type",
+    target=Target("mbridge.core.util", "ModelType"),
+    reason="mbridge 0.15.1 builds no model at all on megatron-core >= 0.17: AttributeError: encoder_and_decoder",
+    upstream="delete when the oldest supported mbridge no longer names ModelType.encoder_and_decoder",
+    decide=_has_the_old_model_type,
+    build=_WithOldModelType,
+)
+
+PATCHES: Final[tuple[Patch | PatchSet, ...]] = (MIMO, MODEL_TYPE)

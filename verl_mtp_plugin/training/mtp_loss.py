@@ -54,8 +54,8 @@ def mtp_hidden_states(model: Any, call: dict[str, Any], *, detach_encoder: bool)
     Args:
         model: the ``GPTModel``.
         call: the arguments of its ``_postprocess``; ``hidden_states`` is [s, b, h].
-        detach_encoder: cut the graph at the entrance of the block, to the trunk and to the embedding. Later depths still
-            train earlier ones, as in the chain of DeepSeek-V3 and with megatron-core's ``mtp_detach_heads``.
+        detach_encoder: cut the graph at the entrance of the block, to the trunk and to the embedding. Later depths
+            still train earlier ones, as in the chain of DeepSeek-V3 and with megatron-core's ``mtp_detach_heads``.
 
     Returns:
         One tensor [s, b, h] per depth.
@@ -169,7 +169,12 @@ def _track(
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     if hasattr(helper, "save_metrics_to_tracker"):
         correct, total = mtp._compute_mtp_acceptance_counts(
-            logits, labels, mask, model.output_layer, call.get("runtime_gather_output"), getattr(model, "tp_group", None)
+            logits,
+            labels,
+            mask,
+            model.output_layer,
+            call.get("runtime_gather_output"),
+            getattr(model, "tp_group", None),
         )
         helper.save_metrics_to_tracker(mean_loss, correct, total, depth, depths, avg_group=group)
     else:

@@ -1,8 +1,8 @@
 """``GPTModel._postprocess`` with MTP, composed from upstream's own parts.
 
 megatron-core's ``_postprocess`` runs the MTP layers, attaches their loss and computes the logits in one body that
-changes with every release, and verl copies that body. Here nothing is copied: the MTP block is run and its loss attached
-by :mod:`.mtp_loss`, and everything else is upstream's method, called with MTP hidden from it.
+changes with every release, and verl copies that body. Here nothing is copied: the MTP block is run and its loss
+attached by :mod:`.mtp_loss`, and everything else is upstream's method, called with MTP hidden from it.
 
 MTP as in DeepSeek-V3 (arXiv:2412.19437, section 2.2).
 """
