@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("VERL_MTP_PLUGIN_CACHE", Path.home() / ".cache" / "verl-mtp-plugin"))
 LAYERS = CACHE / "layers"
+LAYERS_VARIABLE = "VERL_MTP_LAYERS"  # where tests and examples look for them
 REQUIREMENTS = ROOT / "tests" / "requirements"
 #: megatron-core's and verl's releases all work with this one, and so does everything under tests/.
 PYTHON = "3.11"
@@ -42,8 +43,9 @@ def bootstrap() -> None:
 if __name__ == "__main__":
     bootstrap()
 
-import nox
+import nox  # noqa: E402  (bootstrap() has to come first)
 
+os.environ[LAYERS_VARIABLE] = str(LAYERS)
 sys.path.insert(0, str(ROOT))
 from tests.contract import stacks  # noqa: E402
 
@@ -55,8 +57,6 @@ def _digest(*files: Path) -> str:
 ENVIRONMENTS = CACHE / f"envs-{_digest(*sorted(REQUIREMENTS.glob('*.txt')))}"
 #: The environment that session ``layers`` makes; some gigabytes, so the sessions that need it share it.
 STACK_PYTHON = ENVIRONMENTS / "layers" / "bin" / "python"
-IN_STACK = {"venv_backend": "none", "requires": ["layers"]}
-
 nox.needs_version = ">=2024.10.9"
 nox.options.envdir = str(ENVIRONMENTS)
 nox.options.reuse_venv = "yes"
@@ -98,7 +98,7 @@ def layers(session: nox.Session) -> None:
     for distribution, version in stacks.LAYERS:
         _install_layer(session, distribution, version)
     session.install("-q", "--no-deps", "-e", str(ROOT))
-    session.log(f"{stacks.LAYERS_VARIABLE}={LAYERS} {STACK_PYTHON}")
+    session.log(f"{LAYERS_VARIABLE}={LAYERS} {STACK_PYTHON}")
 
 
 def _install_layer(session: nox.Session, distribution: str, version: str) -> None:
@@ -117,7 +117,6 @@ def _install_layer(session: nox.Session, distribution: str, version: str) -> Non
 
 def _run_in_stack(session: nox.Session, *arguments: str, path: str = "") -> None:
     environ = {
-        stacks.LAYERS_VARIABLE: str(LAYERS),
         "PYTHONPATH": path,
         "RAY_USAGE_STATS_ENABLED": "0",
         "TOKENIZERS_PARALLELISM": "false",
@@ -125,20 +124,20 @@ def _run_in_stack(session: nox.Session, *arguments: str, path: str = "") -> None
     session.run(str(STACK_PYTHON), *arguments, external=True, env=environ)
 
 
-@nox.session(**IN_STACK)
+@nox.session(venv_backend="none", requires=["layers"])
 def stack(session: nox.Session) -> None:
     """The real packages: loading, Ray, the contract matrix, the quickstart."""
     chosen = session.posargs or ["tests/stack", "tests/contract"]
     _run_in_stack(session, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *chosen)
 
 
-@nox.session(**IN_STACK)
+@nox.session(venv_backend="none", requires=["layers"])
 def matrix(session: nox.Session) -> None:
     """Run the contract matrix with and without the plugin, and write docs/RESULTS.md's table."""
     _run_in_stack(session, "-m", "tests.contract.generate", *session.posargs)
 
 
-@nox.session(**IN_STACK)
+@nox.session(venv_backend="none", requires=["layers"])
 def quickstart(session: nox.Session) -> None:
     """Train a tiny MiMo with MTP on the CPU, through verl's real Megatron engine."""
     _run_in_stack(session, "examples/quickstart/run.py", *session.posargs, path=stacks.quickstart_path())

@@ -170,7 +170,7 @@ def test_misspelt_mode_says_what_to_do(run: Run) -> None:
 
 
 def test_importing_the_package_is_light(run: Run) -> None:
-    heavy = {"torch", "megatron", "sglang", "pydantic", "asyncio", "verl", "ray", "rich", "typer", "pluggy", "wrapt"}
+    heavy = {"torch", "megatron", "sglang", "pydantic", "asyncio", "verl", "ray", "rich", "pluggy", "wrapt"}
     code = f"""
         import sys
         before = set(sys.modules)
@@ -182,7 +182,7 @@ def test_importing_the_package_is_light(run: Run) -> None:
 
 def test_activating_imports_nothing_of_the_stack(run: Run) -> None:
     # asyncio comes with wrapt; by the time verl has been imported, torch and ray have long brought it
-    heavy = {"torch", "megatron", "sglang", "pydantic", "verl", "ray", "rich", "typer"}
+    heavy = {"torch", "megatron", "sglang", "pydantic", "verl", "ray", "rich"}
     code = f"import sys, verl_mtp_plugin; verl_mtp_plugin.activate(); print(sorted({heavy!r} & set(sys.modules)))"
     assert run(code).stdout.strip() == "[]"
 

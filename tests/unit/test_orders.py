@@ -33,7 +33,8 @@ CODE = """
     (record,) = [r for r in report().patches if r.id == "p"] or [None]
     print(target.Thing().method(), record and record.decision.value, "method" in vars(target.Thing))
     deactivate()
-    print(target.Thing().method(), vars(target.Thing)["method"].__qualname__, hasattr(target.Thing.method, "__wrapped__"))
+    method = vars(target.Thing)["method"]
+    print(target.Thing().method(), method.__qualname__, hasattr(method, "__wrapped__"))
 """
 
 

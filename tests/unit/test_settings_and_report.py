@@ -11,7 +11,8 @@ import pytest
 
 from verl_mtp_plugin.errors import SettingsError
 from verl_mtp_plugin.job.cluster import compare_through
-from verl_mtp_plugin.patching import Decision, PatchRecord, PatchReport
+from verl_mtp_plugin.patching import Decision
+from verl_mtp_plugin.patching.report import PatchRecord, PatchReport
 from verl_mtp_plugin.settings import Mode, Settings
 
 
@@ -36,9 +37,8 @@ def record(id: str, decision: Decision) -> PatchRecord:
     return PatchRecord(id, id, decision, "", "reason", "module:name", "upstream", True)
 
 
-REPORT = PatchReport(
-    "0.1.0", "auto", True, {"verl": "0.9.1", "sglang": None}, (record("a", Decision.APPLIED), record("b", Decision.ARMED))
-)
+RECORDS = (record("a", Decision.APPLIED), record("b", Decision.ARMED))
+REPORT = PatchReport("0.1.0", "auto", True, {"verl": "0.9.1", "sglang": None}, RECORDS)
 
 
 def test_report_as_json_and_as_a_line() -> None:
