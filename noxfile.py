@@ -24,6 +24,7 @@ LAYERS_VARIABLE = "VERL_MTP_LAYERS"  # where tests and examples look for them
 REQUIREMENTS = ROOT / "tests" / "requirements"
 #: megatron-core's and verl's releases all work with this one, and so does everything under tests/.
 PYTHON = "3.11"
+STACK_TESTS = ("tests/stack", "tests/contract")
 #: The packages that import neither torch nor verl are also tested on these, where the machine has them.
 OTHER_PYTHONS = ("3.10", "3.12", "3.13")
 NOX = "nox==2026.10.20"  # the version of tests/requirements/lint.txt
@@ -115,8 +116,8 @@ def _install_layer(session: nox.Session, distribution: str, version: str) -> Non
     partial.rename(target)
 
 
-def _run_in_stack(session: nox.Session, *arguments: str, path: str = "") -> None:
-    environ = {
+def _run_in_stack(session: nox.Session, *arguments: str, path: str = "", **environ: str) -> None:
+    environ |= {
         "PYTHONPATH": path,
         "RAY_USAGE_STATS_ENABLED": "0",
         "TOKENIZERS_PARALLELISM": "false",
@@ -127,8 +128,14 @@ def _run_in_stack(session: nox.Session, *arguments: str, path: str = "") -> None
 @nox.session(venv_backend="none", requires=["layers"])
 def stack(session: nox.Session) -> None:
     """The real packages: loading, Ray, the contract matrix, the quickstart."""
-    chosen = session.posargs or ["tests/stack", "tests/contract"]
-    _run_in_stack(session, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *chosen)
+    outcomes = session.create_tmp()
+    _run_in_stack(
+        session, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *(session.posargs or STACK_TESTS),
+        VERL_MTP_CONTRACT_OUT=outcomes,
+    )  # fmt: skip
+    if not session.posargs:
+        # The committed table must be what this run has found.
+        _run_in_stack(session, "-m", "tests.contract.generate", "--check", "--from", outcomes)
 
 
 @nox.session(venv_backend="none", requires=["layers"])
@@ -141,6 +148,12 @@ def matrix(session: nox.Session) -> None:
 def quickstart(session: nox.Session) -> None:
     """Train a tiny MiMo with MTP on the CPU, through verl's real Megatron engine."""
     _run_in_stack(session, "examples/quickstart/run.py", *session.posargs, path=stacks.quickstart_path())
+
+
+@nox.session(venv_backend="none", requires=["layers"])
+def import_time(session: nox.Session) -> None:
+    """Measure what the plugin costs at interpreter start and at ``import verl``, and write docs/RESULTS.md."""
+    _run_in_stack(session, "benchmarks/import_time.py", *session.posargs, path=str(ROOT))
 
 
 @nox.session(python=PYTHON)

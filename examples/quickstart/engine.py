@@ -15,14 +15,15 @@ from torch import Tensor
 from verl_mtp_plugin.testing import cuda, transformer_engine, verl_engine
 
 
-def prepare() -> None:
-    """Put the stand-ins in place, then load verl and with it the plugin."""
+def prepare(*, plugin: bool = True) -> None:
+    """Put the stand-ins in place, then load verl and with it the plugin (``plugin``: also where it is not installed)."""
     cuda.install()
     import verl  # noqa: F401  # its plugin discovery loads an installed verl-mtp-plugin
 
     import verl_mtp_plugin
 
-    if not verl_mtp_plugin.report().active:  # a checkout on PYTHONPATH has no entry points to be discovered by
+    # A checkout on PYTHONPATH has no entry points to be discovered by.
+    if plugin and not verl_mtp_plugin.report().active:
         verl_mtp_plugin.activate()
     cuda.install_megatron()
     cuda.init_process_group()
@@ -42,7 +43,9 @@ class Step:
 class Engine:
     """``MegatronEngineWithLMHead`` over a model folder, with MTP in the model and its training on or off."""
 
-    def __init__(self, folder: Path, *, train_mtp: bool, steps: int, learning_rate: float = 3e-3) -> None:
+    def __init__(
+        self, folder: Path, *, train_mtp: bool, steps: int, learning_rate: float = 3e-3, with_mtp: bool = True
+    ) -> None:
         from verl.trainer.config import CheckpointConfig
         from verl.workers.config import HFModelConfig, McoreEngineConfig, McoreOptimizerConfig
         from verl.workers.config.model import MtpConfig
@@ -55,7 +58,9 @@ class Engine:
                 path=str(folder),
                 use_remove_padding=True,
                 override_config={"attn_implementation": "eager"},
-                mtp=MtpConfig(enable=True, enable_train=train_mtp, detach_encoder=True, mtp_loss_scaling_factor=0.3),
+                mtp=MtpConfig(
+                    enable=with_mtp, enable_train=train_mtp, detach_encoder=True, mtp_loss_scaling_factor=0.3
+                ),
             ),
             engine_config=McoreEngineConfig(
                 use_mbridge=True,

@@ -119,9 +119,7 @@ def test_a_critical_patch_that_cannot_be_applied_stops_a_job_with_mtp(
     (drift / "sitecustomize.py").write_text(
         "import verl_mtp_plugin.training.hooks as h\nh.NEEDED = h.NEEDED | {'parameter_that_no_release_has'}\n"
     )
-    done = run_stack(
-        BROKEN, verl=VERL[-1], megatron_core="0.18.2", paths=(drift,), check=False, VERL_MTP_PLUGIN=mode
-    )
+    done = run_stack(BROKEN, verl=VERL[-1], megatron_core="0.18.2", paths=(drift,), check=False, VERL_MTP_PLUGIN=mode)
     assert results(done) == ["disabled is fine"]
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("verl_mtp_plugin.errors.PatchRequiredError")

@@ -219,7 +219,8 @@ def test_what_raises_is_recorded_and_the_import_goes_on(
         raise RuntimeError("boom")
 
     engine = PatchEngine()
-    engine.arm([patch(module, "function", **{part: boom})])
+    broken: dict[str, Any] = {part: boom}
+    engine.arm([patch(module, "function", **broken)])
     imported = importlib.import_module(module)
     (record,) = engine.records()
     assert imported.function() == "function"

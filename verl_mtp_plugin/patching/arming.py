@@ -30,7 +30,7 @@ class _WatchedSpec(ModuleSpec):
         super().__setattr__(name, value)
         if name == "_initializing" and not value:
             finished = self.__dict__.pop("verl_mtp_finished")
-            self.__class__ = ModuleSpec
+            self.__class__ = ModuleSpec  # type: ignore[assignment]
             finished()
 
 
