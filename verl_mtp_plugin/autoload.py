@@ -11,7 +11,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from .startup import _verl_mtp_startup as startup
+from .startup import AfterImport
 
 logger = logging.getLogger("verl_mtp_plugin")
 
@@ -46,7 +46,7 @@ def _refuse_mtp() -> None:
     if module is not None:
         _guard(module)
     else:
-        sys.meta_path.insert(0, startup.AfterImport(CONFIG_MODULE, _guard))
+        sys.meta_path.insert(0, AfterImport(CONFIG_MODULE, _guard))
 
 
 def _guard(module: ModuleType) -> None:

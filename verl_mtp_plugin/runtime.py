@@ -12,7 +12,7 @@ from .patching import Patch, PatchEngine, PatchSet
 from .patching.patch import as_patch_set
 from .plugins import Plugins
 from .settings import Mode, Settings
-from .startup._verl_mtp_startup import CHILD_VARIABLE
+from .startup import CHILD_VARIABLE
 
 if TYPE_CHECKING:
     from .models.family import ModelFamily

@@ -16,7 +16,7 @@ from verl_mtp_plugin.testing import cuda, transformer_engine, verl_engine
 
 
 def prepare(*, plugin: bool = True) -> None:
-    """Put the stand-ins in place, then load verl and with it the plugin (``plugin``: also where it is not installed)."""
+    """Put the stand-ins in place, then load verl and with it the plugin (``plugin``: also if it is not installed)."""
     cuda.install()
     import verl  # noqa: F401  # its plugin discovery loads an installed verl-mtp-plugin
 

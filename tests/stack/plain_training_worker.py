@@ -12,10 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "quickstart"))
 
-import engine  # noqa: E402
-import model as tiny  # noqa: E402
-from data import Problems  # noqa: E402
-from torch import Tensor  # noqa: E402
+import engine
+import model as tiny
+from data import Problems
+from torch import Tensor
 
 
 def as_qwen2(source: Path, folder: Path) -> Path:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,15 +21,17 @@ from tests.contract.stacks import ROOT, VERL, layer
 #: What our wheel may bring along: its own requirements and theirs, and nothing of anybody's GPU stack.
 LIGHT = {"markdown-it-py", "mdurl", "pluggy", "pygments", "rich", "verl-mtp-plugin", "wrapt"}
 
+#: The second line: where the plugin was loaded from.
 STATE = (
     "import verl, sys; r = sys.modules.get('verl_mtp_plugin.runtime'); "
-    "print(verl.__version__, r.report().banner() if r else 'not loaded')"
+    "print(verl.__version__, r.report().banner() if r else 'not loaded'); print(r and r.__file__)"
 )
 
 
-def call(*command: str | Path, **kwargs: Any) -> str:
+def call(*command: str | Path, cwd: Path | str = "/") -> str:
+    """Not from this folder: ``python -c`` would import the checkout."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("VERL_", "PYTHONPATH"))}
-    done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, timeout=600, **kwargs)
+    done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, timeout=600, cwd=cwd)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -106,8 +107,11 @@ def test_install_load_uninstall(
     after = listing(python)
     assert {name: after[name] for name in before} == before
     assert set(after) - set(before) == {"verl-mtp-plugin"}
-    shown = call(python, "-c", STATE).split("\n")[0]
+    shown, where = call(python, "-c", STATE).splitlines()
     assert shown.startswith(f"{verl} verl-mtp-plugin 0.1.0 (auto)")
+    assert where.startswith(str(distributions[kind] if kind == "editable" else environment))
+    # The start-up file's module is used, not just there: without it verl < 0.9 would not have loaded us.
+    assert call(python, "-c", "import sys; print('_verl_mtp_startup' in sys.modules)").strip() == "True"
     assert (environment / "bin" / "verl-mtp").is_file()
 
     pip(python, "uninstall", "-q", "-y", "verl-mtp-plugin")

@@ -70,7 +70,13 @@ def test_startup_file_honours_the_switches(
 
 
 def test_startup_file_imports_nothing(startup: str, run: Run) -> None:
-    code = f"import sys; before = set(sys.modules); {startup}; print(sorted(set(sys.modules) - before))"
+    code = f"""
+        import sys
+        sys.modules.pop("_verl_mtp_startup", None)  # where the plugin is installed it has run already
+        before = set(sys.modules)
+        {startup}
+        print(sorted(set(sys.modules) - before))
+    """
     assert run(code).stdout.strip() == "['_verl_mtp_startup']"
 
 

@@ -16,10 +16,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from .. import startup
 from ..environment import Environment
 from ..patching.patch import BROKEN, Decision
 from ..settings import MODE_VARIABLE
-from ..startup import _verl_mtp_startup as startup
 from ..tested import TESTED
 
 #: The child prints its JSON after this line, since the imported packages print as they please.
@@ -98,7 +98,7 @@ def _loading_notes() -> list[str]:
     notes = []
     if not startup.wanted():
         notes.append("VERL_USE_EXTERNAL_PLUGINS keeps this plugin out; add verl_mtp to it or unset it")
-    if startup.__name__.rpartition(".")[2] not in sys.modules:
+    if startup.MODULE not in sys.modules:
         notes.append(
             "the start-up file is not active (not pip-installed, or python -S): verl < 0.9 needs it to load us"
         )

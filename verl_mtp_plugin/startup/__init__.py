@@ -1,4 +1,17 @@
-"""What the installer also puts beside the package: a ``.pth`` line and the module it imports.
+"""What the installer puts beside the package: a ``.pth`` line and the module it imports.
 
-Both are copied to the top of site-packages (``force-include`` in pyproject.toml), in wheels and editable installs.
+Both go to the top of site-packages (``force-include`` in pyproject.toml), in wheels and editable installs. In a wheel
+they are only there; in a checkout only here.
 """
+
+from __future__ import annotations
+
+try:
+    from ._verl_mtp_startup import CHILD_VARIABLE, AfterImport, wanted
+except ImportError:
+    from _verl_mtp_startup import CHILD_VARIABLE, AfterImport, wanted  # type: ignore[import-not-found, no-redef]
+
+#: Present in ``sys.modules`` when the ``.pth`` line has run.
+MODULE = "_verl_mtp_startup"
+
+__all__ = ["CHILD_VARIABLE", "MODULE", "AfterImport", "wanted"]
