@@ -154,6 +154,14 @@ def test_missing_seam_is_unsupported_and_says_so(module: str, qualname: str, cap
     assert record.id in caplog.text
 
 
+@pytest.mark.parametrize("qualname", ["Absent.method", "absent"])
+def test_a_target_that_some_releases_do_without_is_not_needed(module: str, qualname: str) -> None:
+    engine = PatchEngine()
+    engine.arm([patch(module, qualname, absent_ok=True)])
+    importlib.import_module(module)
+    assert decisions(engine) == {qualname: Decision.NOT_NEEDED}
+
+
 def test_probe_decides(module: str) -> None:
     def drifted(environment: Any, imported: ModuleType) -> Verdict:
         return unsupported(found="a tuple of 9", expected="a tuple of 5", advice="update")

@@ -187,10 +187,10 @@ class PatchEngine:
         for step in path:
             owner = getattr(owner, step, MISSING)
             if owner is MISSING:
-                return Verdict(Decision.UNSUPPORTED, f"{patch.target.module} has no {'.'.join(path)}"), None
+                return _absent(patch, f"{patch.target.module} has no {'.'.join(path)}"), None
         original = inspect.getattr_static(owner, name, MISSING)
         if original is MISSING and not patch.creates:
-            return Verdict(Decision.UNSUPPORTED, f"{patch.target} does not exist"), None
+            return _absent(patch, f"{patch.target} does not exist"), None
         verdict = patch.decide(self.environment, module)
         if verdict.decision is not Decision.APPLIED:
             return verdict, None
@@ -296,6 +296,10 @@ class PatchEngine:
                     expected=f"{record.target} patched, because otherwise: {record.reason}",
                     advice=f"Run `verl-mtp doctor`; related upstream work: {record.upstream}.",
                 )
+
+
+def _absent(patch: Patch, detail: str) -> Verdict:
+    return Verdict(Decision.NOT_NEEDED if patch.absent_ok else Decision.UNSUPPORTED, detail)
 
 
 def _describe(value: Any) -> str:

@@ -103,6 +103,7 @@ class Patch:
     decide: Callable[[Environment, ModuleType], Verdict] = always
     critical: bool = False  # MTP must not run without it
     creates: bool = False  # the attribute need not exist before
+    absent_ok: bool = False  # some releases have no such target, and then nothing to patch
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,4 +14,18 @@ except ImportError:
 #: Present in ``sys.modules`` when the ``.pth`` line has run.
 MODULE = "_verl_mtp_startup"
 
-__all__ = ["CHILD_VARIABLE", "MODULE", "AfterImport", "wanted"]
+
+
+def join_job() -> None:
+    """SGLang's plugin loader calls this in each of its processes; those of a verl job load the plugin.
+
+    A server that somebody runs without verl is left alone.
+    """
+    import os
+    import sys
+
+    if CHILD_VARIABLE in os.environ or "verl" in sys.modules:
+        from .. import autoload  # noqa: F401  # importing it loads the plugin
+
+
+__all__ = ["CHILD_VARIABLE", "MODULE", "AfterImport", "join_job", "wanted"]
