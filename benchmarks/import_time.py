@@ -22,7 +22,7 @@ import results_page
 from tests.contract import stacks
 
 RUNS = 30
-LOADS = 15
+LOADS = 10
 STARTUP = results_page.ROOT / "verl_mtp_plugin" / "startup"
 
 LOAD = """
