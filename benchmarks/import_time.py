@@ -9,6 +9,7 @@ that verl >= 0.9 does anyway is ours here, so this is an upper bound.
 
 from __future__ import annotations
 
+import compileall
 import json
 import statistics
 import subprocess
@@ -43,6 +44,7 @@ def bare_environment(folder: Path, *, ours: bool) -> Path:
     if ours:
         for name in ("verl_mtp_plugin.pth", "_verl_mtp_startup.py"):
             (site / name).write_text((STARTUP / name).read_text())
+        compileall.compile_dir(site, quiet=1)  # as pip does when it installs
     else:
         (site / "empty.pth").write_text("")
     return python

@@ -29,6 +29,8 @@ LOAD = """
 """
 
 
-@pytest.mark.parametrize(("child", "active"), [({"VERL_MTP_PLUGIN_CHILD": "1"}, True), ({}, False)], ids=["job", "alone"])
+@pytest.mark.parametrize(
+    ("child", "active"), [({"VERL_MTP_PLUGIN_CHILD": "1"}, True), ({}, False)], ids=["job", "alone"]
+)
 def test_scheduler_process(run_stack: RunStack, child: dict[str, str], active: bool) -> None:
     assert results(run_stack(LOAD, sglang=SGLANG[0], **child)) == [f"False {active}"]

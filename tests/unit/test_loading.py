@@ -42,11 +42,10 @@ def verl(write: Write) -> None:
 
 @pytest.fixture
 def startup(write: Write) -> str:
-    """A line that does what the ``.pth`` file does in an installed environment."""
-    for name in ("_verl_mtp_startup.py",):
-        target = write(name, "")
-        shutil.copy(ROOT / "verl_mtp_plugin" / "startup" / name, target)
-    return "import _verl_mtp_startup"
+    """The line of the ``.pth`` file, with its module importable, as in an installed environment."""
+    folder = ROOT / "verl_mtp_plugin" / "startup"
+    shutil.copy(folder / "_verl_mtp_startup.py", write("_verl_mtp_startup.py", ""))
+    return (folder / "verl_mtp_plugin.pth").read_text().strip()
 
 
 @pytest.mark.parametrize(
@@ -69,35 +68,41 @@ def test_startup_file_honours_the_switches(
     assert run(STATE.format(before=startup), **environ).stdout.strip() == str(active)
 
 
-def test_startup_file_imports_nothing(startup: str, run: Run) -> None:
+def test_startup_line_imports_nothing(startup: str, run: Run) -> None:
     code = f"""
-        import sys
-        sys.modules.pop("_verl_mtp_startup", None)  # where the plugin is installed it has run already
+        import sys, json
         before = set(sys.modules)
         {startup}
+        import colorsys  # a name that is none of its business
         print(sorted(set(sys.modules) - before))
     """
-    assert run(code).stdout.strip() == "['_verl_mtp_startup']"
+    assert run(code).stdout.strip() == "['colorsys']"
 
 
-def test_startup_file_leaves_no_trace_after_the_import(verl: None, startup: str, run: Run) -> None:
+def test_startup_line_is_one_that_site_executes(startup: str) -> None:
+    """Only lines that begin with ``import`` are."""
+    assert startup.startswith("import ")
+    assert "\n" not in startup
+
+
+def test_modules_are_as_without_it(verl: None, startup: str, run: Run) -> None:
     code = f"""
-        import sys
-        finders = list(sys.meta_path)
         {startup}
         import verl, importlib
-        ours = [f for f in sys.meta_path if type(f).__module__ == "_verl_mtp_startup"]
-        print(ours, type(verl.__loader__).__name__, type(verl.__spec__.loader).__name__)
+        print(type(verl.__loader__).__name__, type(verl.__spec__.loader).__name__, len(verl.__path__))
+        print(importlib.util.find_spec("verl.workers").name, importlib.util.find_spec("verl_of_nobody"))
         importlib.reload(verl)
+        print(type(verl.__loader__).__name__)
     """
-    assert run(code).stdout.strip() == "[] SourceFileLoader SourceFileLoader"
+    lines = ["SourceFileLoader SourceFileLoader 1", "verl.workers None", "SourceFileLoader"]
+    assert run(code).stdout.splitlines() == lines
 
 
 def test_a_failing_import_of_verl_is_not_hidden(write: Write, startup: str, run: Run) -> None:
     write("verl/__init__.py", "raise ImportError('verl is broken')")
     done = run(f"{startup}\nimport verl", check=False)
     assert "ImportError: verl is broken" in done.stderr
-    assert "verl_mtp" not in done.stderr.replace("_verl_mtp_startup", "")
+    assert "could not be loaded" not in done.stderr
 
 
 def test_scheduler_children_are_reached_without_verl(write: Write, startup: str, run: Run) -> None:

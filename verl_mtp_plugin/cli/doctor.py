@@ -98,7 +98,7 @@ def _loading_notes() -> list[str]:
     notes = []
     if not startup.wanted():
         notes.append("VERL_USE_EXTERNAL_PLUGINS keeps this plugin out; add verl_mtp to it or unset it")
-    if startup.MODULE not in sys.modules:
+    if not startup.active():
         notes.append(
             "the start-up file is not active (not pip-installed, or python -S): verl < 0.9 needs it to load us"
         )

@@ -7,13 +7,9 @@ they are only there; in a checkout only here.
 from __future__ import annotations
 
 try:
-    from ._verl_mtp_startup import CHILD_VARIABLE, AfterImport, wanted
+    from ._verl_mtp_startup import CHILD_VARIABLE, AfterImport, active, wanted
 except ImportError:
-    from _verl_mtp_startup import CHILD_VARIABLE, AfterImport, wanted  # type: ignore[import-not-found, no-redef]
-
-#: Present in ``sys.modules`` when the ``.pth`` line has run.
-MODULE = "_verl_mtp_startup"
-
+    from _verl_mtp_startup import CHILD_VARIABLE, AfterImport, active, wanted  # type: ignore[import-not-found, no-redef]
 
 
 def join_job() -> None:
@@ -28,4 +24,4 @@ def join_job() -> None:
         from .. import autoload  # noqa: F401  # importing it loads the plugin
 
 
-__all__ = ["CHILD_VARIABLE", "MODULE", "AfterImport", "join_job", "wanted"]
+__all__ = ["CHILD_VARIABLE", "AfterImport", "active", "join_job", "wanted"]

@@ -1,9 +1,11 @@
-"""Runs at interpreter start, from a ``.pth`` file: waits for ``import verl``, then loads verl-mtp-plugin.
+"""Loads verl-mtp-plugin after ``import verl``. The ``.pth`` line calls :func:`find_spec`, and nothing before that.
 
-verl before 0.9 looks for no plugins, and SGLang's spawned schedulers never import verl; this reaches both. It costs
-every Python start in this environment, so it imports nothing beyond ``sys`` and touches nothing but ``sys.meta_path``.
+verl before 0.9 looks for no plugins, and SGLang's spawned schedulers never import verl; this reaches both. The line in
+``verl_mtp_plugin.pth`` runs at every start of Python in the environment. It puts a finder on ``sys.meta_path`` that
+compares a name, and imports this module only for the two names it knows.
 """
 
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
+FINDER = "VerlMtpStartup"  # the name of the finder that the .pth line installs
 PLUGIN = "verl_mtp"  # our name in the entry-point group verl.plugins
 PACKAGE = "verl_mtp_plugin"
 #: Set by activate() and inherited by spawned children, so that an SGLang scheduler is recognised as part of the job.
@@ -71,8 +74,6 @@ class AfterImport:
 
 def wanted() -> bool:
     """Whether verl's own switches let this plugin in: ``VERL_USE_EXTERNAL_PLUGINS`` is auto or names it."""
-    import os
-
     policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip().lower()
     if policy == "auto" or PACKAGE in _names(os.environ.get("VERL_USE_EXTERNAL_MODULES", "")):
         return True
@@ -83,21 +84,27 @@ def _names(text: str) -> "list[str]":
     return [name.strip() for name in text.split(",")]
 
 
+def active() -> bool:
+    """Whether the ``.pth`` line has run in this process."""
+    return any(getattr(finder, "__name__", "") == FINDER for finder in sys.meta_path)
+
+
+_searching: "set[str]" = set()
+
+
+def find_spec(
+    name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+) -> "ModuleSpec | None":
+    """The spec of ``name`` as everybody else finds it, with the plugin loaded after the module."""
+    if name in _searching or (name == SCHEDULER and CHILD_VARIABLE not in os.environ):
+        return None
+    _searching.add(name)  # the search comes back here: the finder of the .pth line is one of those that are asked
+    try:
+        return AfterImport(name, _load).find_spec(name, path, target)
+    finally:
+        _searching.discard(name)
+
+
 def _load(module: "ModuleType") -> None:
     if wanted():
         __import__(PACKAGE + ".autoload")
-
-
-def install() -> None:
-    """Begin to wait; a second call changes nothing."""
-    import os
-
-    names = ["verl", SCHEDULER] if CHILD_VARIABLE in os.environ else ["verl"]
-    waiting = {getattr(finder, "name", None) for finder in sys.meta_path}
-    for name in names:
-        if name not in waiting and name not in sys.modules:
-            sys.meta_path.insert(0, AfterImport(name, _load))
-
-
-if __name__ == "_verl_mtp_startup":  # the installed copy, not the package's own
-    install()
