@@ -381,6 +381,17 @@ def test_threads_arm_import_and_revert_together(module: str, write: Callable[[st
     assert {sys.modules[name].function() for name in names} == {"function"}
 
 
+def test_activating_again_tries_what_could_not_be_applied(module: str) -> None:
+    imported: Any = importlib.import_module(module)
+    engine = PatchEngine()
+    engine.arm([patch(module, "late")])
+    assert decisions(engine) == {"late": Decision.UNSUPPORTED}
+    imported.late = lambda: "late"
+    engine.revert_all()
+    engine.arm([patch(module, "late")])
+    assert imported.late() == ("patched", "late")
+
+
 def test_replacements_keep_name_and_signature(module: str) -> None:
     import inspect
 

@@ -34,12 +34,14 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
     options = _parser().parse_args(arguments)
-    from .doctor import examine, render
+    from .doctor import examine
 
     findings = examine(probe=options.probe)
     if options.json:
         print(findings.to_json())
     else:
+        from .render import render
+
         render(findings)
     sys.exit(findings.status)
 

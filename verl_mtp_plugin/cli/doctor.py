@@ -13,19 +13,14 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from .. import startup
 from ..environment import Environment
-from ..patching.patch import BROKEN, Decision
-from ..settings import MODE_VARIABLE
+from ..patching.patch import BROKEN
 from ..tested import TESTED
 
 #: The child prints its JSON after this line, since the imported packages print as they please.
 MARKER = "verl-mtp-plugin report:"
 PROBE_TIMEOUT_S = 600
-_STYLES = {"applied": "green", "not_needed": "green", "armed": "yellow", "skipped": "dim", "reverted": "dim"}
 
 
 @dataclass(frozen=True)
@@ -135,41 +130,3 @@ def _probed_report(notes: list[str], problems: list[str]) -> dict[str, Any]:
     notes.extend(f"cannot import {name}: {error}" for name, error in answer["errors"].items())
     report: dict[str, Any] = answer["report"]
     return report
-
-
-def render(findings: Findings, console: Console | None = None) -> None:
-    """Print the findings for a person."""
-    console = console or Console()
-    versions = Table(title="Installed", title_justify="left")
-    for heading in ("distribution", "version", ""):
-        versions.add_column(heading)
-    for item in findings.installed:
-        versions.add_row(item.name, item.version or "-", item.label)
-    console.print(versions)
-    patches = Table(title=f"Patches (mode {findings.report.get('mode', '?')}; {MODE_VARIABLE} changes it)")
-    patches.title_justify = "left"
-    for heading in ("patch", "decision", "why it exists", "upstream"):
-        patches.add_column(heading, overflow="fold")
-    for row in _grouped(findings.report.get("patches", [])):
-        patches.add_row(*row)
-    console.print(patches)
-    if any(patch["decision"] == Decision.ARMED for patch in findings.report.get("patches", [])):
-        console.print("armed: waits for its module; `verl-mtp doctor --probe` imports the stack and decides.")
-    for note in findings.notes:
-        console.print(f"[yellow]note[/] {note}", highlight=False)
-    for problem in findings.problems:
-        console.print(f"[red]problem[/] {problem}", highlight=False)
-    if not findings.status:
-        console.print("[green]No problem found.[/]")
-
-
-def _grouped(patches: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
-    """A row per patch set where its patches agree, else a row per patch."""
-    rows: dict[tuple[str, str, str], tuple[str, str, str, str]] = {}
-    for patch in patches:
-        decision, style = patch["decision"], _STYLES.get(patch["decision"], "red")
-        shown = f"[{style}]{decision}[/]" + (f"\n{patch['detail']}" if patch["detail"] else "")
-        key = (patch["patch_set"], decision, patch["reason"])
-        name = patch["id"] if key not in rows else patch["patch_set"]
-        rows[key] = (name, shown, patch["reason"], patch["upstream"])
-    return list(rows.values())

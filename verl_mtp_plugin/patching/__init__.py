@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .engine import PatchEngine, around
+from .change import around
+from .engine import PatchEngine
 from .patch import (
     MISSING,
     Decision,

@@ -1,49 +1,23 @@
-"""The one place that changes foreign attributes: applies patch sets, all or nothing, and takes them back."""
+"""Decides, applies and reverts patch sets: all of a set, or nothing."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
-import sys
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..environment import Environment
 from ..errors import ForeignPatchError, PatchRequiredError
 from .arming import ModuleWatch
-from .patch import BROKEN, MISSING, SATISFIED, Decision, Patch, PatchSet, Verdict, as_patch_set
+from .change import Change, plan
+from .patch import BROKEN, SATISFIED, Decision, Patch, PatchSet, Verdict, as_patch_set
 
 if TYPE_CHECKING:
     from .report import PatchRecord
 
 logger = logging.getLogger(__name__)
-
-
-class _Applied:
-    """One attribute as it was, and as we left it."""
-
-    def __init__(self, owner: Any, name: str, before: Any, replacement: Any) -> None:
-        self.owner = owner
-        self.name = name
-        self.before = before  # the raw entry of vars(owner), MISSING when the attribute was inherited or new
-        self.replacement = replacement
-
-    @property
-    def current(self) -> Any:
-        return vars(self.owner).get(self.name, MISSING)
-
-    @property
-    def intact(self) -> bool:
-        return self.current is self.replacement
-
-    def restore(self) -> None:
-        if self.before is MISSING:
-            delattr(self.owner, self.name)
-        else:
-            setattr(self.owner, self.name, self.before)
 
 
 class _Entry:
@@ -53,8 +27,7 @@ class _Entry:
         self.patch = patch
         self.decision = Decision.ARMED
         self.detail = ""
-        self.applied: _Applied | None = None
-        self.spec: Any = None  # the module's spec when we applied; a reload puts a new one
+        self.change: Change | None = None
 
 
 class _Unit:
@@ -142,64 +115,47 @@ class PatchEngine:
                         self._decide(unit, ready)
 
     def _notice_reload(self, unit: _Unit) -> None:
-        for entry in unit.entries:
-            module = sys.modules.get(entry.patch.target.module)
-            if entry.applied is not None and module is not None and module.__spec__ is not entry.spec:
-                logger.info("%s was reloaded: applying %s again", entry.patch.target.module, unit.patch_set.id)
-                unit.entries = [_Entry(e.patch) for e in unit.entries]
-                return
+        if any(entry.change is not None and entry.change.reloaded for entry in unit.entries):
+            logger.info("a module of %s was reloaded: applying it again", unit.patch_set.id)
+            unit.entries = [_Entry(entry.patch) for entry in unit.entries]
 
     def _decide(self, unit: _Unit, modules: dict[str, ModuleType]) -> None:
-        planned: list[tuple[_Entry, _Applied]] = []
+        changes: dict[str, Change] = {}
         for entry in unit.entries:
             try:
-                verdict, applied = self._plan(entry.patch, modules[entry.patch.target.module])
+                verdict, change = plan(entry.patch, modules[entry.patch.target.module], self.environment)
             except Exception as error:  # a probe of ours or of a third party; the import must go on
-                verdict, applied = Verdict(Decision.FAILED, f"{type(error).__name__}: {error}"), None
+                verdict, change = Verdict(Decision.FAILED, f"{type(error).__name__}: {error}"), None
             entry.decision, entry.detail = verdict.decision, verdict.detail
             if verdict.decision in BROKEN:
                 self._abandon(unit, entry)
                 return
-            if applied is not None:
-                planned.append((entry, applied))
-        done: list[_Applied] = []
-        for entry, applied in planned:
-            try:
-                setattr(applied.owner, applied.name, applied.replacement)
-            except Exception as error:  # read-only owner: undo this set's earlier patches
-                for earlier in reversed(done):
-                    earlier.restore()
-                entry.decision, entry.detail = Decision.FAILED, f"{type(error).__name__}: {error}"
-                self._abandon(unit, entry)
-                return
-            done.append(applied)
-        for entry, applied in planned:
-            entry.applied = applied
-            entry.spec = modules[entry.patch.target.module].__spec__
-        if done:
+            if change is not None:
+                changes[entry.patch.id] = change
+        if self._apply(unit, changes):
             self._applied += 1
             unit.order = self._applied
         logger.debug("%s: %s", unit.patch_set.id, ", ".join(str(e.decision) for e in unit.entries))
 
-    def _plan(self, patch: Patch, module: ModuleType) -> tuple[Verdict, _Applied | None]:
-        *path, name = patch.target.qualname.split(".")
-        owner: Any = module
-        for step in path:
-            owner = getattr(owner, step, MISSING)
-            if owner is MISSING:
-                return _absent(patch, f"{patch.target.module} has no {'.'.join(path)}"), None
-        original = inspect.getattr_static(owner, name, MISSING)
-        if original is MISSING and not patch.creates:
-            return _absent(patch, f"{patch.target} does not exist"), None
-        verdict = patch.decide(self.environment, module)
-        if verdict.decision is not Decision.APPLIED:
-            return verdict, None
-        before = vars(owner).get(name, MISSING)
-        defined_in = getattr(before, "__module__", None)
-        if inspect.isfunction(before) and defined_in not in (module.__name__, owner.__dict__.get("__module__")):
-            note = f"on top of a patch from {defined_in}"
-            verdict = Verdict(verdict.decision, f"{verdict.detail}; {note}" if verdict.detail else note)
-        return verdict, _Applied(owner, name, before, patch.build(original))
+    def _apply(self, unit: _Unit, changes: dict[str, Change]) -> bool:
+        """Apply all changes of a set; if one fails, undo those before it. Whether anything was changed."""
+        done: list[Change] = []
+        for entry in unit.entries:
+            change = changes.get(entry.patch.id)
+            if change is None:
+                continue
+            try:
+                change.apply()
+            except Exception as error:  # an owner that refuses
+                for earlier in reversed(done):
+                    earlier.restore()
+                entry.decision, entry.detail = Decision.FAILED, f"{type(error).__name__}: {error}"
+                self._abandon(unit, entry)
+                return False
+            done.append(change)
+        for entry in unit.entries:
+            entry.change = changes.get(entry.patch.id)
+        return bool(done)
 
     def _abandon(self, unit: _Unit, culprit: _Entry) -> None:
         """All or nothing: one patch of the set cannot be applied, so none is."""
@@ -235,27 +191,22 @@ class PatchEngine:
             units = [unit for unit in self._units.values() if unit.patch_set.id not in keep]
             for unit in sorted(units, key=lambda u: u.order, reverse=True):
                 for entry in reversed(unit.entries):
-                    applied = entry.applied
-                    if applied is not None and not applied.intact and entry.spec is self._spec(entry):
-                        foreign.append(f"{entry.patch.target} (now {_describe(applied.current)})")
+                    change = entry.change
+                    if change is not None and not change.intact and not change.reloaded:
+                        foreign.append(f"{entry.patch.target} (now {change.holder()})")
                         entry.decision, entry.detail = Decision.CONFLICT, "replaced by somebody else; not restored"
                         continue
-                    if applied is not None and applied.intact:
-                        applied.restore()
-                    if entry.decision in (Decision.APPLIED, Decision.ARMED, Decision.NOT_NEEDED):
+                    if change is not None and change.intact:
+                        change.restore()
+                    if entry.decision is not Decision.SKIPPED:
                         entry.decision, entry.detail = Decision.REVERTED, ""
-                    entry.applied = None
+                    entry.change = None
         if foreign:
             raise ForeignPatchError(
                 found=f"another patch on top of ours at {', '.join(foreign)}",
                 expected="our own replacement, to be able to restore the original",
                 advice="Remove the other patch first, then call deactivate() again.",
             )
-
-    @staticmethod
-    def _spec(entry: _Entry) -> Any:
-        module = sys.modules.get(entry.patch.target.module)
-        return getattr(module, "__spec__", None)
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
@@ -270,9 +221,8 @@ class PatchEngine:
         from .report import PatchRecord  # only who asks pays for it: this module is loaded at `import verl`
 
         decision, detail = entry.decision, entry.detail
-        if entry.applied is not None and decision is Decision.APPLIED and not entry.applied.intact:
-            decision = Decision.CONFLICT
-            detail = f"replaced after us by {_describe(entry.applied.current)}"
+        if entry.change is not None and decision is Decision.APPLIED and not entry.change.intact:
+            decision, detail = Decision.CONFLICT, f"replaced after us by {entry.change.holder()}"
         return PatchRecord.of(entry.patch, unit.patch_set.id, decision, detail)
 
     def require(self, patch_id: str) -> None:
@@ -296,25 +246,3 @@ class PatchEngine:
                     expected=f"{record.target} patched, because otherwise: {record.reason}",
                     advice=f"Run `verl-mtp doctor`; related upstream work: {record.upstream}.",
                 )
-
-
-def _absent(patch: Patch, detail: str) -> Verdict:
-    return Verdict(Decision.NOT_NEEDED if patch.absent_ok else Decision.UNSUPPORTED, detail)
-
-
-def _describe(value: Any) -> str:
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    return f"{module}.{name}" if module and name else repr(value)
-
-
-def around(wrapper: Callable[..., Any]) -> Callable[[Any], Any]:
-    """A builder from ``wrapper(original, *args, **kwargs)``, safe on classes that become Ray actors."""
-
-    def build(original: Any) -> Any:
-        @functools.wraps(original)
-        def replacement(*args: Any, **kwargs: Any) -> Any:
-            return wrapper(original, *args, **kwargs)
-
-        return replacement
-
-    return build

@@ -16,8 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from ..environment import Environment
-from ..patching.engine import around
-from ..patching.patch import Patch, PatchSet, Target, Verdict, applicable, not_needed, unsupported
+from ..patching import Patch, PatchSet, Target, Verdict, applicable, around, not_needed, unsupported
 
 if TYPE_CHECKING:
     from torch import Tensor
