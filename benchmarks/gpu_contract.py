@@ -58,13 +58,13 @@ def render(cells: list[dict[str, Any]]) -> str:
         for cell, kind in ((on, "required"), (on, "lifecycle"), (off, "required")):
             count, failed = outcomes(cell, kind)
             scores.append(f"{count - len(failed)}/{count}")
-        failed = outcomes(on, *ASKED, "informational")[1]
+        failed = outcomes(on, *ASKED)[1]
         lines.append(f"| {version} | {' | '.join(scores)} | {', '.join(f'`{name}`' for name in failed) or 'none'} |")
     first = cells[0]
     return f"""
 ## The same checks on a GPU
 
-megatron-core alone, without verl: MTP is asked for as verl's patch functions do (*with*), and without the plugin the models are megatron-core's own. Real CUDA, bf16, NCCL with one process, megatron-core's local layer spec, no TransformerEngine; logits and isolation bit for bit, gradients within 3% of the largest. `recompute_*` is recorded, not asked for yet.
+megatron-core alone, without verl: MTP is asked for as verl's patch functions do (*with*), and without the plugin the models are megatron-core's own. Real CUDA, bf16, NCCL with one process, megatron-core's local layer spec, no TransformerEngine; logits and isolation bit for bit, gradients within 3% of the largest.
 
 {chr(10).join(lines)}
 

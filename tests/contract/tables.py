@@ -36,8 +36,6 @@ def render(document: dict[str, Any]) -> str:
         per_check(document, Kind.REQUIRED),
         "The plugin's own:",
         per_check(document, Kind.LIFECYCLE),
-        "Recorded, not asked for yet (activation recompute):",
-        per_check(document, Kind.INFORMATIONAL),
         f"Python {document['python']}, torch {document['torch']}, fp32, one process. megatron-core's local layer spec "
         "with stand-ins for `torch.cuda` (`verl_mtp_plugin/testing/cuda.py`): no TransformerEngine, no flash kernels. "
         f"{document['hardware']}. Made by `{document['command']}`; all details in `results/contract.json`.",

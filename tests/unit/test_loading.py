@@ -79,6 +79,12 @@ def test_startup_line_imports_nothing(startup: str, run: Run) -> None:
     assert run(code).stdout.strip() == "['colorsys']"
 
 
+def test_startup_line_twice_is_once(startup: str, run: Run) -> None:
+    """Python 3.11 executes the ``.pth`` files of a virtual environment twice."""
+    code = f"{startup}\n{startup}\nprint([getattr(f, '__name__', '') for f in sys.meta_path].count('VerlMtpStartup'))"
+    assert run(code).stdout.strip() == "1"
+
+
 def test_startup_line_is_one_that_site_executes(startup: str) -> None:
     """Only lines that begin with ``import`` are."""
     assert startup.startswith("import ")

@@ -2,7 +2,8 @@
 
 verl before 0.9 looks for no plugins, and SGLang's spawned schedulers never import verl; this reaches both. The line in
 ``verl_mtp_plugin.pth`` runs at every start of Python in the environment. It puts a finder on ``sys.meta_path`` that
-compares a name, and imports this module only for the two names it knows.
+compares a name, and imports this module only for the two names it knows. Python 3.11 reads the ``.pth`` files of a
+virtual environment twice, so the line looks first whether its finder is there.
 """
 
 import os

@@ -42,6 +42,12 @@ def _build_get_embeddings(original: Any) -> Any:
     return RequestSlot("_get_embeddings", original, original)
 
 
+def _build_checkpointed_forward(original: Any) -> Any:
+    from .recompute import build
+
+    return build(original)
+
+
 def _gate(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
     from ..job.gate import enter_training
     from .request import verify
@@ -76,6 +82,16 @@ POSTPROCESS: Final = PatchSet(
     ),
 )
 
+RECOMPUTE: Final = Patch(
+    id="training.recompute",
+    target=Target(MTP, "MultiTokenPredictionLayer._checkpointed_forward"),
+    reason="full activation recompute with MTP raises a TypeError on megatron-core 0.18, on 0.19 under verl 0.8, and "
+    "with packed sequences on 0.16 and 0.17",
+    upstream="verl #6432; delete when the oldest supported megatron-core is 0.19 and verl patches no instance",
+    build=_build_checkpointed_forward,
+)
+
+
 GATE: Final = Patch(
     id="training.gate",
     target=Target("verl.models.mcore.mtp_patch", "patch_postprocess"),
@@ -89,4 +105,4 @@ GATE: Final = Patch(
 @hookimpl
 def verl_mtp_patches(environment: Environment) -> Iterable[Patch | PatchSet]:
     """The built-in training patches."""
-    return (POSTPROCESS, GATE, *mbridge_mimo.PATCHES)
+    return (POSTPROCESS, RECOMPUTE, GATE, *mbridge_mimo.PATCHES)

@@ -97,17 +97,22 @@ def deactivation_restores(world: World) -> str:
     import verl_mtp_plugin
 
     owners = (GPTModel, MultiTokenPredictionLayer)
+    patched = (
+        (GPTModel, "_postprocess"),
+        (MultiTokenPredictionLayer, "_get_embeddings"),
+        (MultiTokenPredictionLayer, "_checkpointed_forward"),
+    )
     active = [dict(vars(owner)) for owner in owners]
     verl_mtp_plugin.deactivate()
     try:
         bare = [dict(vars(owner)) for owner in owners]
-        for owner, name in ((GPTModel, "_postprocess"), (MultiTokenPredictionLayer, "_get_embeddings")):
+        for owner, name in patched:
             code = getattr(vars(owner)[name], "__code__", None)
             source = sys.modules[owner.__module__].__file__
             expect(code is not None and code.co_filename == source, f"{owner.__name__}.{name} is not megatron-core's")
         verl_mtp_plugin.activate()
         changed = {key for was, owner in zip(bare, owners, strict=True) for key in _changes(was, dict(vars(owner)))}
-        expect({"_postprocess", "_get_embeddings"} == changed, f"activation changes {sorted(changed)}")
+        expect({name for _, name in patched} == changed, f"activation changes {sorted(changed)}")
         verl_mtp_plugin.deactivate()
         left = {key for was, owner in zip(bare, owners, strict=True) for key in _changes(was, dict(vars(owner)))}
         expect(not left, f"deactivation leaves {sorted(left)} changed")

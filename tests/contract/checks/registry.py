@@ -18,7 +18,6 @@ class Kind(str, Enum):
 
     REQUIRED = "required"  # asked of verl alone and of verl with the plugin
     LIFECYCLE = "lifecycle"  # of the plugin itself: nothing to ask without it
-    INFORMATIONAL = "informational"  # recorded, not asked for yet
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 
 from ..models import Batch, random_batch
 from ..reference import reference
 from ..world import World
-from .registry import Kind, check, expect, expect_close, expect_losses, expect_no_mtp, expect_same
+from .registry import check, expect, expect_close, expect_losses, expect_no_mtp, expect_same
 from .training import gradients_as_reference
 
 LENGTHS = (10, 6, 14)
@@ -78,8 +79,13 @@ def packed_labels_none(world: World) -> str:
 @check()
 def packed_train(world: World) -> str:
     """Packed sequences: as the reference run on each alone; on megatron-core 0.15 an error that says what would work"""
+    return packed_as_reference(world)
+
+
+def packed_as_reference(world: World, **config: Any) -> str:
+    """Trains on packed sequences: the sum over them of what the reference says of each alone, or a clear refusal."""
     batch, parts = packed_batch(world)
-    model = world.asked(packed=True)
+    model = world.asked(packed=True, **config)
     if world.megatron_core < (0, 16):
         return _refused(world, model, batch)
     expected = reference(world.build(packed=True), *parts)
@@ -99,19 +105,25 @@ def _refused(world: World, model: object, batch: Batch) -> str:
     raise AssertionError("neither trained nor refused")
 
 
-@check(Kind.INFORMATIONAL)
+@check()
 def recompute_train(world: World) -> str:
     """Full activation recompute: all gradients as the reference without it"""
-    return _recomputed(world, detach=False)
+    return gradients_as_reference(world, besides=RECOMPUTE)
 
 
-@check(Kind.INFORMATIONAL)
+@check()
 def recompute_detach(world: World) -> str:
     """Full activation recompute with detach_encoder: all gradients as the reference without it"""
-    return _recomputed(world, detach=True)
+    return gradients_as_reference(world, detach=True, besides=RECOMPUTE)
 
 
-def _recomputed(world: World, *, detach: bool) -> str:
-    expected = reference(world.build(), world.batch, detach_encoder=detach)
-    outcome = world.train(world.asked(detach_encoder=detach, **RECOMPUTE))
-    return expect_close(outcome.gradients, expected.gradients, world.tolerance, "gradient of")
+@check()
+def recompute_moe(world: World) -> str:
+    """Full activation recompute, mixture of experts, padding mask where the model takes one: as the reference"""
+    return gradients_as_reference(world, _padded(world), moe=True, besides=RECOMPUTE)
+
+
+@check()
+def recompute_packed(world: World) -> str:
+    """Full activation recompute with packed sequences: as packed_train"""
+    return packed_as_reference(world, **RECOMPUTE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,11 +13,18 @@ from ..world import World
 from .registry import check, expect, expect_close, expect_losses, expect_same, is_mtp, only
 
 
-def gradients_as_reference(world: World, batch: Batch | None = None, *, detach: bool = False, **model: Any) -> str:
-    """Every gradient of the MTP loss, and the tracked losses, against the reference."""
+def gradients_as_reference(
+    world: World,
+    batch: Batch | None = None,
+    *,
+    detach: bool = False,
+    besides: Mapping[str, Any] | None = None,
+    **model: Any,
+) -> str:
+    """Every gradient of the MTP loss, and the tracked losses, against the reference, built without ``besides``."""
     batch = batch or world.batch
     expected = reference(world.build(**model), batch, detach_encoder=detach)
-    outcome = world.train(world.asked(detach_encoder=detach, **model), batch)
+    outcome = world.train(world.asked(detach_encoder=detach, **model, **(besides or {})), batch)
     close = expect_close(outcome.gradients, expected.gradients, world.tolerance, "gradient of")
     return f"{close}, {expect_losses(outcome, expected.losses, 10 * world.tolerance)}"
 
