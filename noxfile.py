@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -128,14 +129,14 @@ def _run_in_stack(session: nox.Session, *arguments: str, path: str = "", **envir
 @nox.session(venv_backend="none", requires=["layers"])
 def stack(session: nox.Session) -> None:
     """The real packages: loading, Ray, the contract matrix, the quickstart."""
-    outcomes = session.create_tmp()
-    _run_in_stack(
-        session, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *(session.posargs or STACK_TESTS),
-        VERL_MTP_CONTRACT_OUT=outcomes,
-    )  # fmt: skip
-    if not session.posargs:
-        # The committed table must be what this run has found.
-        _run_in_stack(session, "-m", "tests.contract.generate", "--check", "--from", outcomes)
+    # Not session.create_tmp(), which moves TMPDIR to where Ray's socket paths become too long.
+    with tempfile.TemporaryDirectory() as outcomes:
+        chosen = session.posargs or STACK_TESTS
+        pytest = ("-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *chosen)
+        _run_in_stack(session, *pytest, VERL_MTP_CONTRACT_OUT=outcomes)
+        if not session.posargs:
+            # The committed table must be what this run has found.
+            _run_in_stack(session, "-m", "tests.contract.generate", "--check", "--from", outcomes)
 
 
 @nox.session(venv_backend="none", requires=["layers"])
