@@ -16,10 +16,9 @@ from tests.contract.stacks import VERL
 from .conftest import RunStack, results
 
 COMPOSE = """
-    import os, verl
+    import os, sys, verl
     from hydra import compose, initialize_config_dir
     from verl.utils.config import omega_conf_to_dataclass
-    import verl_mtp_plugin
 
     folder = os.path.join(os.path.dirname(verl.__file__), "trainer", "config")
     with initialize_config_dir(folder, version_base=None):
@@ -30,7 +29,7 @@ COMPOSE = """
     print("=>", type(mtp).__module__, mtp.enable, mtp.plugin)
     rollout = omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
     print("=>", rollout.mtp.plugin)
-    report = verl_mtp_plugin.report()
+    report = sys.modules["verl_mtp_plugin.runtime"].report()
     print("=>", report.mode, report.active)
 """
 ENABLE = "actor_rollout_ref.model.mtp.enable=True"

@@ -45,9 +45,9 @@ MISSING: Final = _Missing()
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One attribute: a leaf module and a dotted name in it, ``GPTModel._postprocess``.
+    """One attribute: a leaf module and a dotted name in it, such as ``Model.forward``.
 
-    The module must be a leaf, since a namespace package (``megatron``) never reports that it has been imported.
+    The module must be a leaf, since a namespace package never reports that it has been imported.
     """
 
     module: str
@@ -95,7 +95,7 @@ class Patch:
     :func:`functools.wraps`: a ``wrapt`` proxy is silently stripped when Ray exports the class.
     """
 
-    id: str  # "training.postprocess"
+    id: str  # "area.what"
     target: Target
     reason: str  # the symptom a user would see without it
     upstream: str  # PR or issue, and when this patch can be deleted

@@ -86,7 +86,7 @@ RECOMPUTE: Final = Patch(
     id="training.recompute",
     target=Target(MTP, "MultiTokenPredictionLayer._checkpointed_forward"),
     reason="full activation recompute with MTP raises a TypeError on megatron-core 0.18, on 0.19 under verl 0.8, and "
-    "with packed sequences on 0.16 and 0.17",
+    "with packed sequences on 0.16 and 0.17 where verl has not replaced the method",
     upstream="verl #6432; delete when the oldest supported megatron-core is 0.19 and verl patches no instance",
     build=_build_checkpointed_forward,
 )
