@@ -1,4 +1,4 @@
-"""The mechanism: declarative patches, one engine. It knows nothing of MTP."""
+"""The mechanism: declarative patches, one engine. It knows nothing of what it is used for."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class Patch:
     upstream: str  # PR or issue, and when this patch can be deleted
     build: Callable[[Any], Any]  # original -> replacement
     decide: Callable[[Environment, ModuleType], Verdict] = always
-    critical: bool = False  # MTP must not run without it
+    critical: bool = False  # what it is for must not run without it
     creates: bool = False  # the attribute need not exist before
     absent_ok: bool = False  # some releases have no such target, and then nothing to patch
 
