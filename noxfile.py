@@ -38,8 +38,9 @@ def bootstrap() -> None:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
     subprocess.run([str(python), "-m", "pip", "install", "-q", NOX], check=True)
-    sessions = ["-s", *sys.argv[1:]] if sys.argv[1:] else []
-    os.execv(python, [str(python), "-m", "nox", "-f", __file__, *sessions])
+    arguments = sys.argv[1:]
+    chosen = ["-s", *arguments] if arguments and not arguments[0].startswith("-") else arguments
+    os.execv(python, [str(python), "-m", "nox", "-f", __file__, *chosen])
 
 
 if __name__ == "__main__":
