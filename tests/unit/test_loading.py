@@ -68,20 +68,26 @@ def test_startup_file_honours_the_switches(
     assert run(STATE.format(before=startup), **environ).stdout.strip() == str(active)
 
 
-def test_startup_line_imports_nothing(startup: str, run: Run) -> None:
+def test_startup_line_imports_nothing_else(startup: str, run: Run) -> None:
     code = f"""
-        import sys, json
+        import sys
+        sys.modules.pop("_verl_mtp_startup", None)  # where the plugin is installed it has run already
         before = set(sys.modules)
         {startup}
         import colorsys  # a name that is none of its business
         print(sorted(set(sys.modules) - before))
     """
-    assert run(code).stdout.strip() == "['colorsys']"
+    assert run(code).stdout.strip() == "['_verl_mtp_startup', 'colorsys']"
 
 
 def test_startup_line_twice_is_once(startup: str, run: Run) -> None:
     """Python 3.11 executes the ``.pth`` files of a virtual environment twice."""
-    code = f"{startup}\n{startup}\nprint([getattr(f, '__name__', '') for f in sys.meta_path].count('VerlMtpStartup'))"
+    code = f"""
+        import sys
+        {startup}
+        {startup}
+        print([getattr(finder, "__name__", "") for finder in sys.meta_path].count("VerlMtpStartup"))
+    """
     assert run(code).stdout.strip() == "1"
 
 

@@ -1,9 +1,8 @@
-"""Loads verl-mtp-plugin after ``import verl``. The ``.pth`` line calls :func:`find_spec`, and nothing before that.
+"""Loads verl-mtp-plugin after ``import verl``. Imported by a ``.pth`` line, so at every start of Python here.
 
-verl before 0.9 looks for no plugins, and SGLang's spawned schedulers never import verl; this reaches both. The line in
-``verl_mtp_plugin.pth`` runs at every start of Python in the environment. It puts a finder on ``sys.meta_path`` that
-compares a name, and imports this module only for the two names it knows. Python 3.11 reads the ``.pth`` files of a
-virtual environment twice, so the line looks first whether its finder is there.
+verl before 0.9 looks for no plugins, and SGLang's spawned schedulers never import verl; this reaches both. It costs a
+few tenths of a millisecond (docs/RESULTS.md): it imports nothing that Python has not imported by then, and puts one
+finder on ``sys.meta_path`` that compares a name.
 """
 
 import os
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-FINDER = "VerlMtpStartup"  # the name of the finder that the .pth line installs
 PLUGIN = "verl_mtp"  # our name in the entry-point group verl.plugins
 PACKAGE = "verl_mtp_plugin"
 #: Set by activate() and inherited by spawned children, so that an SGLang scheduler is recognised as part of the job.
@@ -85,11 +83,6 @@ def _names(text: str) -> "list[str]":
     return [name.strip() for name in text.split(",")]
 
 
-def active() -> bool:
-    """Whether the ``.pth`` line has run in this process."""
-    return any(getattr(finder, "__name__", "") == FINDER for finder in sys.meta_path)
-
-
 _searching: "set[str]" = set()
 
 
@@ -99,7 +92,7 @@ def find_spec(
     """The spec of ``name`` as everybody else finds it, with the plugin loaded after the module."""
     if name in _searching or (name == SCHEDULER and CHILD_VARIABLE not in os.environ):
         return None
-    _searching.add(name)  # the search comes back here: the finder of the .pth line is one of those that are asked
+    _searching.add(name)  # the search comes back here: our finder is one of those that are asked
     try:
         return AfterImport(name, _load).find_spec(name, path, target)
     finally:
@@ -109,3 +102,22 @@ def find_spec(
 def _load(module: "ModuleType") -> None:
     if wanted():
         __import__(PACKAGE + ".autoload")
+
+
+class VerlMtpStartup:
+    """The finder: none of its business but for two names."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
+        return find_spec(name, path, target) if name in ("verl", SCHEDULER) else None
+
+
+def active() -> bool:
+    """Whether the finder is in place in this process."""
+    return any(getattr(finder, "__name__", "") == VerlMtpStartup.__name__ for finder in sys.meta_path)
+
+
+if __name__ == "_verl_mtp_startup":  # the installed copy, not the package's own
+    sys.meta_path.insert(0, VerlMtpStartup)
