@@ -30,7 +30,7 @@ def banner():
     return sys.modules["verl_mtp_plugin.runtime"].report().banner()
 
 import ray
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 
 @ray.remote
 class Actor:

@@ -32,7 +32,7 @@ PROCESSES = """
         process.join()
 
         import ray
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 
         @ray.remote
         class Actor:
@@ -145,7 +145,7 @@ ACTOR = """
     import verl_mtp_plugin
 
     verl_mtp_plugin.require("lab.ping")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 
     def seen(self):
         import verl_mtp_plugin
