@@ -23,7 +23,7 @@ sys.path.insert(0, str(results_page.ROOT))
 
 from tests.contract import stacks
 
-ASKED = ("required", "lifecycle")
+ASKED = ("required", "plugin")
 
 
 def run_cell(megatron_core: str, plugin: str) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def render(cells: list[dict[str, Any]]) -> str:
             next(c for c in cells if c["megatron_core"] == version and c["plugin"] == mode) for mode in ("on", "off")
         )
         scores = []
-        for cell, kind in ((on, "required"), (on, "lifecycle"), (off, "required")):
+        for cell, kind in ((on, "required"), (on, "plugin"), (off, "required")):
             count, failed = outcomes(cell, kind)
             scores.append(f"{count - len(failed)}/{count}")
         failed = outcomes(on, *ASKED)[1]

@@ -87,6 +87,7 @@ class Runtime:
             versions=self.environment.versions,
             patches=self.engine.records(),
             plugins=self._plugins.records if self._plugins is not None else (),
+            options=self.settings.options,
         )
 
 

@@ -1,12 +1,17 @@
-"""The plugin's switch, from the environment and from verl's config."""
+"""The plugin's switch and options, from the environment and from verl's config.
+
+In the config everything lies under one key: ``+actor_rollout_ref.model.mtp.plugin=strict``, or, with options,
+``+actor_rollout_ref.model.mtp.plugin.mode=strict +actor_rollout_ref.model.mtp.plugin.loss=total_variation``. In the
+environment: ``VERL_MTP_PLUGIN=strict VERL_MTP_PLUGIN_LOSS=total_variation``.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 from .errors import SettingsError
 
@@ -14,6 +19,10 @@ from .errors import SettingsError
 MODE_VARIABLE: Final = "VERL_MTP_PLUGIN"
 #: The same switch in verl's config, for ``+actor_rollout_ref.model.mtp.plugin=...``.
 MODE_KEY: Final = "actor_rollout_ref.model.mtp.plugin"
+#: Objectives of the MTP loss, as :class:`verl_mtp_plugin.training.loss.Objective` has them.
+LOSSES: Final = ("cross_entropy", "soft_cross_entropy", "total_variation")
+#: Values of ``clip_grad`` that are no number.
+AUTO, JOINT = "auto", "joint"
 
 
 class Mode(str, Enum):
@@ -48,16 +57,106 @@ class Settings:
     """What one activation was asked for."""
 
     mode: Mode = Mode.AUTO
-    source: str = "default"
+    source: str = "default"  # where the mode comes from
+    loss: str = LOSSES[0]  # what the draft head is trained for
+    loss_chunk_tokens: int | None = None  # tokens whose logits are alive at a time; None: as many as fit 320 MiB
+    #: Largest norm of the MTP parameters' gradient, apart from the policy's; "auto": the policy's limit, apart if
+    #: detach_encoder is set and with the policy otherwise; "joint": one norm over everything, as Megatron does.
+    clip_grad: float | str = AUTO
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Settings from :data:`MODE_VARIABLE`.
+        """Settings from :data:`MODE_VARIABLE` and the variables of the options.
 
         Raises:
-            SettingsError: the variable holds no known mode.
+            SettingsError: a variable holds no known value.
         """
-        text = (os.environ if environ is None else environ).get(MODE_VARIABLE, "")
-        if not text.strip():
-            return cls()
-        return cls(Mode.parse(text, source=MODE_VARIABLE), MODE_VARIABLE)
+        environ = os.environ if environ is None else environ
+        settings = cls()
+        text = environ.get(MODE_VARIABLE, "")
+        if text.strip():
+            settings = cls(Mode.parse(text, source=MODE_VARIABLE), MODE_VARIABLE)
+        values = {name: (environ.get(variable, ""), variable) for name, variable in OPTION_VARIABLES.items()}
+        return settings.with_options({name: value for name, value in values.items() if value[0].strip()})
+
+    def with_config(self, value: Any) -> Settings:
+        """These settings with what verl's config holds under :data:`MODE_KEY`: a mode, or a mapping with options.
+
+        Raises:
+            SettingsError: an unknown mode, option or value.
+        """
+        if not hasattr(value, "items"):
+            return replace(self, mode=_mode(value, MODE_KEY), source=MODE_KEY)
+        options = dict(value.items())
+        mode = options.pop("mode", None)
+        unknown = sorted(set(options) - set(OPTION_VARIABLES))
+        if unknown:
+            raise SettingsError(
+                found=f"{MODE_KEY}.{unknown[0]}",
+                expected=f"one of mode, {', '.join(OPTION_VARIABLES)}",
+                advice="Correct the key or leave it out.",
+            )
+        settings = self.with_options({name: (value, f"{MODE_KEY}.{name}") for name, value in options.items()})
+        return settings if mode is None else replace(settings, mode=_mode(mode, f"{MODE_KEY}.mode"), source=MODE_KEY)
+
+    def with_options(self, options: Mapping[str, tuple[Any, str]]) -> Settings:
+        """These settings with option values, each given with where it comes from."""
+        return replace(self, **{name: _PARSERS[name](value, source) for name, (value, source) in options.items()})
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The options that differ from their default, as text."""
+        chosen = {name: getattr(self, name) for name in OPTION_VARIABLES}
+        return {name: str(value) for name, value in chosen.items() if value != getattr(_DEFAULT, name)}
+
+
+def _mode(value: Any, source: str) -> Mode:
+    if isinstance(value, bool):  # YAML 1.1 reads a bare off as False
+        return Mode.AUTO if value else Mode.OFF
+    return Mode.parse(str(value), source=source)
+
+
+def _refuse(value: Any, source: str, expected: str) -> SettingsError:
+    return SettingsError(
+        found=f"{source}={value!r}", expected=expected, advice=f"Correct {source} or leave it out for the default."
+    )
+
+
+def _parse_loss(value: Any, source: str) -> str:
+    name = str(value).strip().lower()
+    if name not in LOSSES:
+        raise _refuse(value, source, f"one of {', '.join(LOSSES)}")
+    return name
+
+
+def _parse_chunk(value: Any, source: str) -> int | None:
+    if value is None:
+        return None
+    try:
+        tokens = int(str(value))
+    except ValueError:
+        tokens = 0
+    if tokens < 1:
+        raise _refuse(value, source, "a number of tokens, at least 1")
+    return tokens
+
+
+def _parse_clip(value: Any, source: str) -> float | str:
+    text = str(value).strip().lower()
+    if text in (AUTO, JOINT):
+        return text
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = 0.0
+    if not 0.0 < limit < float("inf"):
+        raise _refuse(value, source, f"a positive number, {AUTO}, or {JOINT}")
+    return limit
+
+
+_PARSERS: Final = {"loss": _parse_loss, "loss_chunk_tokens": _parse_chunk, "clip_grad": _parse_clip}
+#: Environment variable of each option.
+OPTION_VARIABLES: Final = {name: f"{MODE_VARIABLE}_{name.upper()}" for name in _PARSERS}
+#: All variables that Ray workers on other nodes must see too.
+VARIABLES: Final = (MODE_VARIABLE, *OPTION_VARIABLES.values())
+_DEFAULT: Final = Settings()

@@ -73,6 +73,9 @@ def build(
     tied: bool = False,
     moe: bool = False,
     packed: bool = False,
+    attention: type | None = None,
+    stage: tuple[bool, bool] = (True, True),
+    weights: Callable[[Any], None] = set_weights,
     **config: Any,
 ) -> Any:
     """A ``GPTModel`` in train mode.
@@ -83,6 +86,9 @@ def build(
         tied: share the embedding with the head.
         moe: four experts with an auxiliary loss, whose gradient shows whether a padding mask arrived.
         packed: attention that understands packed sequences.
+        attention: takes the place of the local spec's attention, ``packed`` or not.
+        stage: whether this pipeline stage embeds, and whether it computes logits.
+        weights: sets them; by default from the names alone, whole tensors on every rank.
         config: more fields of ``TransformerConfig``.
     """
     from megatron.core.models.gpt import gpt_layer_specs as specs
@@ -108,14 +114,15 @@ def build(
     layer = call_with(
         specs.get_gpt_layer_local_spec, num_experts=experts, moe_grouped_gemm=False, normalization="RMSNorm"
     )
-    if packed:
-        layer.submodules.self_attention.submodules.core_attention = PackedAttention
+    if attention or packed:
+        layer.submodules.self_attention.submodules.core_attention = attention or PackedAttention
     block = specs.get_gpt_mtp_block_spec(transformer, layer, use_transformer_engine=False) if mtp else None
     model = GPTModel(
         config=transformer, transformer_layer_spec=layer, vocab_size=VOCAB, max_sequence_length=4 * SEQUENCE,
         share_embeddings_and_output_weights=tied, position_embedding_type="rope", mtp_block_spec=block,
+        pre_process=stage[0], post_process=stage[1],
     )  # fmt: skip
-    set_weights(model)
+    weights(model)
     return model.to(device=device, dtype=dtype).train()
 
 

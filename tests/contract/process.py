@@ -8,7 +8,7 @@ import importlib.util
 import os
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .stacks import ROOT
 
@@ -89,9 +89,7 @@ def prepare_megatron(device: str) -> None:
         for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577", "RANK": "0", "WORLD_SIZE": "1"}.items():
             os.environ.setdefault(name, value)
         torch.distributed.init_process_group("nccl")
-        # Without TransformerEngine, megatron-core 0.15 and 0.16 name this function without having imported it.
-        moe_utils: Any = importlib.import_module("megatron.core.transformer.moe.moe_utils")
-        moe_utils.te_general_gemm = getattr(moe_utils, "te_general_gemm", None)
+        stand_ins().complete_without_transformer_engine()
     parallel_state.initialize_model_parallel()
     tensor_parallel.model_parallel_cuda_manual_seed(1)
 

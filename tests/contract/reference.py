@@ -65,7 +65,8 @@ def run_mtp(
     if detach_encoder:
         hidden = hidden.detach()
     depths = []
-    for layer in model.mtp.layers:
+    for depth in range(model.config.mtp_num_layers):
+        layer = model.mtp.layers[depth % len(model.mtp.layers)]  # one for all depths with mtp_use_repeated_layer
         ids = roll(ids)
         embedded = model.embedding(input_ids=ids, position_ids=batch.position_ids)  # [s, b, h]
         if detach_encoder:
@@ -90,16 +91,22 @@ def head_weight(model: Any) -> torch.Tensor:
     return weight.detach()
 
 
-def token_losses(model: Any, batch: Batch, *, detach_encoder: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Per depth: the summed cross entropy of the trained tokens, and how many they are."""
-    labels, mask = batch.labels, batch.loss_mask.double()
+def cross_entropies(model: Any, batch: Batch, *, detach_encoder: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Per depth: the cross entropy of every position [b, s] in fp64, and which of them are trained."""
+    labels, mask, config = batch.labels, batch.loss_mask.double(), model.config
+    scale = config.mup_output_mult if getattr(config, "use_mup", False) else 1.0
     result = []
     for hidden in run_mtp(model, batch, *run_trunk(model, batch), detach_encoder):
         labels, mask = roll(labels), roll(mask)
-        logits = (hidden @ head_weight(model).t()).double()  # [s, b, v]
-        losses = F.cross_entropy(logits.permute(1, 2, 0), labels, reduction="none")  # [b, s]
-        result.append(((losses * mask).sum(), mask.sum()))
+        logits = (hidden @ head_weight(model).t()).double() * scale  # [s, b, v]
+        result.append((F.cross_entropy(logits.permute(1, 2, 0), labels, reduction="none"), mask))
     return result
+
+
+def token_losses(model: Any, batch: Batch, *, detach_encoder: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Per depth: the summed cross entropy of the trained tokens, and how many they are."""
+    depths = cross_entropies(model, batch, detach_encoder=detach_encoder)
+    return [((losses * mask).sum(), mask.sum()) for losses, mask in depths]
 
 
 def mtp_loss(model: Any, batches: Sequence[Batch], *, detach_encoder: bool) -> tuple[torch.Tensor, list[float]]:

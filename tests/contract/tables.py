@@ -35,7 +35,7 @@ def render(document: dict[str, Any]) -> str:
         "own patch is not on: what fails there without the plugin is megatron-core's.",
         per_check(document, Kind.REQUIRED),
         "The plugin's own:",
-        per_check(document, Kind.LIFECYCLE),
+        per_check(document, Kind.PLUGIN),
         f"Python {document['python']}, torch {document['torch']}, fp32, one process. megatron-core's local layer spec "
         "with stand-ins for `torch.cuda` (`verl_mtp_plugin/testing/cuda.py`): no TransformerEngine, no flash kernels. "
         f"{document['hardware']}. Made by `{document['command']}`; all details in `results/contract.json`.",
@@ -51,7 +51,7 @@ def matrix(document: dict[str, Any]) -> str:
     ]
     for row in document["cells"]:
         on, off = row["on"], row["off"]
-        scores = (score(on["required"]), score(on["lifecycle"]), score(off["required"]))
+        scores = (score(on["required"]), score(on["plugin"]), score(off["required"]))
         symptom = first(off["required"]["failed"])
         if row["verl_import_error"]:
             symptom = cut(f"verl cannot be imported: {row['verl_import_error']}")

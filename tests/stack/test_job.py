@@ -47,6 +47,25 @@ def test_flag_in_verls_own_config(run_stack: RunStack, verl: str, flag: str, mod
     assert lines == [shown, f"verl.workers.config.model True {shown}", shown, f"{mode} {active}"]
 
 
+@pytest.mark.parametrize("verl", VERL)
+def test_options_in_verls_own_config(run_stack: RunStack, verl: str) -> None:
+    """Options lie beside the mode under the same key, and reach the settings of the process."""
+    options = {"loss": "total_variation", "loss_chunk_tokens": "2048", "clip_grad": "0.5"}
+    overrides = [ENABLE, *(f"{FLAG[:-1]}.{name}={value}" for name, value in options.items())]
+    code = COMPOSE.format(overrides=overrides) + '    print("=>", report.options, report.banner())\n'
+    last = results(run_stack(code, verl=verl))[-1]
+    assert last.startswith(str(options))
+    assert "(auto, loss=total_variation, loss_chunk_tokens=2048, clip_grad=0.5)" in last
+
+
+def test_misspelt_option(run_stack: RunStack) -> None:
+    overrides = [ENABLE, FLAG[:-1] + ".los=total_variation"]
+    done = run_stack(COMPOSE.format(overrides=overrides), verl=VERL[-1], check=False)
+    assert (
+        "found actor_rollout_ref.model.mtp.plugin.los; expected one of mode, loss, loss_chunk_tokens, clip_grad."
+    ) in done.stderr
+
+
 def test_misspelt_flag(run_stack: RunStack) -> None:
     done = run_stack(COMPOSE.format(overrides=[ENABLE, FLAG + "strickt"]), verl=VERL[-1], check=False)
     assert "found actor_rollout_ref.model.mtp.plugin='strickt'; expected one of auto, strict, off." in done.stderr

@@ -13,7 +13,7 @@ from verl_mtp_plugin.errors import SettingsError
 from verl_mtp_plugin.job.cluster import compare_through
 from verl_mtp_plugin.patching import Decision
 from verl_mtp_plugin.patching.report import PatchRecord, PatchReport
-from verl_mtp_plugin.settings import Mode, Settings
+from verl_mtp_plugin.settings import MODE_KEY, VARIABLES, Mode, Settings
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,47 @@ def test_default_mode_is_auto() -> None:
 def test_unknown_mode() -> None:
     with pytest.raises(SettingsError, match=r"VERL_MTP_PLUGIN='on'; expected one of auto, strict, off"):
         Settings.from_environment({"VERL_MTP_PLUGIN": "on"})
+
+
+def test_options_from_the_environment() -> None:
+    environ = {
+        "VERL_MTP_PLUGIN": "strict",
+        "VERL_MTP_PLUGIN_LOSS": "Soft_Cross_Entropy",
+        "VERL_MTP_PLUGIN_LOSS_CHUNK_TOKENS": "512",
+        "VERL_MTP_PLUGIN_CLIP_GRAD": "joint",
+    }
+    settings = Settings.from_environment(environ)
+    assert settings == Settings(Mode.STRICT, "VERL_MTP_PLUGIN", "soft_cross_entropy", 512, "joint")
+    assert settings.options == {"loss": "soft_cross_entropy", "loss_chunk_tokens": "512", "clip_grad": "joint"}
+    assert set(environ) == set(VARIABLES)
+    assert Settings().options == {}
+
+
+def test_config_over_environment() -> None:
+    base = Settings(Mode.AUTO, "default", "total_variation", 512)
+    assert base.with_config("strict") == Settings(Mode.STRICT, MODE_KEY, "total_variation", 512)
+    assert base.with_config(False).mode is Mode.OFF  # YAML 1.1 reads a bare off as False
+    changed = base.with_config({"loss": "cross_entropy", "loss_chunk_tokens": None, "clip_grad": 2})
+    assert changed == Settings(Mode.AUTO, "default", "cross_entropy", None, 2.0)
+    assert base.with_config({"mode": "strict"}) == Settings(Mode.STRICT, MODE_KEY, "total_variation", 512)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"loss": "kl"}, "plugin.loss='kl'; expected one of cross_entropy, soft_cross_entropy, total_variation"),
+        ({"loss_chunk_tokens": 0}, "plugin.loss_chunk_tokens=0; expected a number of tokens, at least 1"),
+        ({"loss_chunk_tokens": "many"}, "plugin.loss_chunk_tokens='many'; expected a number of tokens"),
+        ({"clip_grad": -1}, "plugin.clip_grad=-1; expected a positive number, auto, or joint"),
+        ({"clip_grad": "nan"}, "plugin.clip_grad='nan'; expected a positive number"),
+        ({"mode": "on"}, "plugin.mode='on'; expected one of auto, strict, off"),
+        ({"chunk": 1}, "plugin.chunk; expected one of mode, loss, loss_chunk_tokens, clip_grad"),
+    ],
+)
+def test_what_the_config_must_not_hold(value: Any, message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings().with_config(value)
+    assert message in str(caught.value)
 
 
 def record(id: str, decision: Decision) -> PatchRecord:
@@ -58,6 +99,7 @@ def test_digest_tells_versions_and_decisions_apart_but_not_roles() -> None:
     assert replace(REPORT, patches=(record("a", Decision.FAILED),)).digest() != digest
     assert replace(REPORT, mode="strict").digest() != digest
     assert replace(REPORT, version="0.2.0").digest() != digest
+    assert replace(REPORT, options={"loss": "total_variation"}).digest() != digest
 
 
 class DictStore:

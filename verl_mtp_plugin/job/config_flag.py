@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final, Optional
+from typing import Any, Final
 
 from . import gate
 
@@ -36,7 +36,7 @@ _GENERATED: Final = frozenset(ATTRIBUTES) | {"__dict__", "__weakref__", "__hash_
 
 @lru_cache(maxsize=1)
 def twin(cls: type) -> type:
-    """A copy of dataclass ``cls`` with the field ``plugin: str | None = None`` and a hook after construction."""
+    """A copy of dataclass ``cls`` with the field ``plugin: Any = None`` and a hook after construction."""
     inherited = getattr(cls, "__post_init__", None)
 
     def __post_init__(self: Any) -> None:
@@ -45,7 +45,7 @@ def twin(cls: type) -> type:
         gate.note_config(self)
 
     namespace = {name: value for name, value in vars(cls).items() if name not in _GENERATED}
-    namespace["__annotations__"] = {**inspect.get_annotations(cls), FIELD: Optional[str]}
+    namespace["__annotations__"] = {**inspect.get_annotations(cls), FIELD: Any}
     namespace[FIELD] = field(default=None)
     namespace["__post_init__"] = __post_init__
     parameters = cls.__dataclass_params__  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from typing import Any, Final
 from .. import runtime
 from ..errors import PatchRequiredError
 from ..patching.patch import BROKEN
-from ..settings import MODE_KEY, MODE_VARIABLE, Mode, Settings
+from ..settings import MODE_VARIABLE, Mode
 
 logger = logging.getLogger("verl_mtp_plugin")
 
@@ -22,7 +22,7 @@ def note_config(mtp: Any) -> None:
     """Take notice of verl's MTP config (dataclass or DictConfig), as early as a process sees it.
 
     Raises:
-        SettingsError: ``mtp.plugin`` has an unknown value.
+        SettingsError: ``mtp.plugin`` holds an unknown mode, option or value.
         PatchRequiredError: MTP is enabled, and a critical patch (strict mode: any patch) cannot be applied here.
     """
     if mtp is None:
@@ -30,22 +30,14 @@ def note_config(mtp: Any) -> None:
     settings = runtime.settings()
     if settings.mode is Mode.OFF and settings.source == MODE_VARIABLE:
         return  # the kill switch wins over the config
-    mode = _mode(mtp)
-    if mode is not None and mode is not runtime.settings().mode:
-        runtime.activate(Settings(mode, MODE_KEY))
+    value = mtp.get("plugin", None)
+    wanted = settings if value is None else settings.with_config(value)
+    if wanted != settings:
+        runtime.activate(wanted)
     if runtime.settings().mode is Mode.OFF or not mtp.get("enable", False):
         return
     _announce()
     refuse_broken()
-
-
-def _mode(mtp: Any) -> Mode | None:
-    value = mtp.get("plugin", None)
-    if value is None:
-        return None
-    if isinstance(value, bool):  # YAML 1.1 reads a bare off as False
-        return Mode.AUTO if value else Mode.OFF
-    return Mode.parse(str(value), source=MODE_KEY)
 
 
 def _announce() -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from ..environment import Environment
 from ..hookspecs import hookimpl
 from ..patching import Patch, PatchSet, Target, Verdict, applicable, around, not_needed
-from ..settings import MODE_KEY, MODE_VARIABLE
+from ..settings import MODE_KEY, MODE_VARIABLE, VARIABLES
 from . import config_flag, gate
 
 OURS: Final = "plugin code; nothing upstream replaces it"
@@ -20,9 +20,9 @@ OURS: Final = "plugin code; nothing upstream replaces it"
 def _forward_mode(original: Any, *args: Any, **kwargs: Any) -> Any:
     """verl drops variables that the driver has set, so a driver-only one never reaches another node's workers."""
     runtime_env = original(*args, **kwargs)
-    mode = os.environ.get(MODE_VARIABLE)
-    if mode:
-        runtime_env.setdefault("env_vars", {})[MODE_VARIABLE] = mode
+    chosen = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    if chosen:
+        runtime_env.setdefault("env_vars", {}).update(chosen)
     return runtime_env
 
 

@@ -88,6 +88,8 @@ def _patched_by(owner: Any, name: str, module: ModuleType) -> str:
     home = getattr(before, "__module__", None)
     if not inspect.isfunction(before) or home in (module.__name__, vars(owner).get("__module__")):
         return ""
+    if vars(sys.modules.get(home or "", module)).get(name) is before:
+        return ""  # imported from where it is defined
     return str(home)
 
 

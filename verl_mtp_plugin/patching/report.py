@@ -49,6 +49,7 @@ class PatchReport:
     versions: dict[str, str | None] = field(default_factory=dict)
     patches: tuple[PatchRecord, ...] = ()
     plugins: tuple[PluginRecord, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)  # those that differ from their default
 
     def to_json(self, *, indent: int | None = None) -> str:
         """The whole report as JSON."""
@@ -68,6 +69,7 @@ class PatchReport:
         state = {
             "plugin": self.version,
             "mode": self.mode,
+            "options": self.options,
             "versions": self.versions,
             "decisions": {r.id: r.decision.value for r in self.patches if r.decision is not Decision.ARMED},
         }
@@ -81,6 +83,5 @@ class PatchReport:
             if record.patch_set not in names:
                 names.append(record.patch_set)
         decisions = "; ".join(f"{decision}: {', '.join(names)}" for decision, names in sorted(groups.items()))
-        return (
-            f"verl-mtp-plugin {self.version} ({self.mode if self.active else 'inactive'}) {decisions or 'no patches'}"
-        )
+        chosen = [self.mode if self.active else "inactive", *(f"{key}={value}" for key, value in self.options.items())]
+        return f"verl-mtp-plugin {self.version} ({', '.join(chosen)}) {decisions or 'no patches'}"

@@ -23,6 +23,7 @@ import importlib
 import logging
 import os
 import socket
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -190,6 +191,22 @@ def install() -> None:
     _installed.add("torch")
 
 
+def complete_without_transformer_engine() -> None:
+    """Define what megatron-core names without having imported it if TransformerEngine is missing; on GPUs too."""
+    nothing: dict[str, dict[str, Any]] = {
+        "megatron.core.transformer.moe.moe_utils": {"te_general_gemm": None},
+        "megatron.core.tensor_parallel.random": {
+            "FP8GlobalStateManager": types.SimpleNamespace(is_fp8_enabled=lambda: False),
+            "activation_recompute_forward": lambda **_: contextlib.nullcontext(),
+            "fp8_autocast": lambda **_: contextlib.nullcontext(),
+        },
+    }
+    for name, missing in nothing.items():
+        defined = vars(importlib.import_module(name))
+        for attribute, value in missing.items():
+            defined.setdefault(attribute, value)
+
+
 def install_megatron() -> None:
     """What can only be done once megatron.core is importable. Once per process, before a model is built."""
     if "megatron" in _installed:
@@ -208,10 +225,7 @@ def install_megatron() -> None:
     for name, seed in RNG_NAMES.items():  # so that nothing has to be seeded; model_parallel_cuda_manual_seed still may
         if name not in tracker.get_states():
             tracker.add(name, seed)
-    # Without TransformerEngine, megatron-core 0.15 and 0.16 name this function without having imported it.
-    moe_utils: Any = importlib.import_module("megatron.core.transformer.moe.moe_utils")
-    if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None
+    complete_without_transformer_engine()
     _installed.add("megatron")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from inspect import signature
 from types import ModuleType
@@ -9,8 +10,8 @@ from typing import Any, Final
 
 from ..environment import Environment
 from ..hookspecs import hookimpl
-from ..patching import Patch, PatchSet, Target, Verdict, applicable, around, unsupported
-from . import mbridge_mimo
+from ..patching import Patch, PatchSet, Target, Verdict, applicable, around, not_needed, unsupported
+from . import clip_hooks, mbridge_mimo, step_hooks
 
 GPT_MODEL: Final = "megatron.core.models.gpt.gpt_model"
 MTP: Final = "megatron.core.transformer.multi_token_prediction"
@@ -92,6 +93,21 @@ RECOMPUTE: Final = Patch(
 )
 
 
+def _lacks_warnings(environment: Environment, module: ModuleType) -> Verdict:
+    return not_needed("the module imports warnings") if hasattr(module, "warnings") else applicable()
+
+
+RECOMPUTE_BLOCK: Final = Patch(
+    id="training.recompute_block",
+    target=Target(MTP, "warnings"),
+    reason="activation recompute by blocks with MTP raises a NameError on megatron-core 0.15: the module says that it "
+    "does not recompute MTP layers then, and has not imported warnings",
+    upstream="mended in megatron-core 0.16; delete when that is the oldest supported one",
+    decide=_lacks_warnings,
+    build=lambda original: warnings,
+    creates=True,
+)
+
 GATE: Final = Patch(
     id="training.gate",
     target=Target("verl.models.mcore.mtp_patch", "patch_postprocess"),
@@ -105,4 +121,12 @@ GATE: Final = Patch(
 @hookimpl
 def verl_mtp_patches(environment: Environment) -> Iterable[Patch | PatchSet]:
     """The built-in training patches."""
-    return (POSTPROCESS, RECOMPUTE, GATE, *mbridge_mimo.PATCHES)
+    return (
+        POSTPROCESS,
+        RECOMPUTE,
+        RECOMPUTE_BLOCK,
+        GATE,
+        *step_hooks.PATCHES,
+        *clip_hooks.PATCHES,
+        *mbridge_mimo.PATCHES,
+    )

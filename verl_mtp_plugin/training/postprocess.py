@@ -1,8 +1,8 @@
 """``GPTModel._postprocess`` with MTP, composed from upstream's own parts.
 
 megatron-core's ``_postprocess`` runs the MTP layers, attaches their loss and computes the logits in one body that
-changes with every release, and verl copies that body. Here nothing is copied: the MTP block is run and its loss
-attached by :mod:`.mtp_loss`, and everything else is upstream's method, called with MTP hidden from it.
+changes with every release, and verl copies that body. Here nothing is copied: :mod:`.mtp_block` runs the MTP block,
+:mod:`.mtp_loss` attaches its loss, and everything else is upstream's method, called with MTP hidden from it.
 
 MTP as in DeepSeek-V3 (arXiv:2412.19437, section 2.2).
 """
@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from .mtp_loss import attach_mtp_loss, check_supported, mtp_hidden_states
+from .mtp_block import check_supported, mtp_hidden_states
+from .mtp_loss import attach_mtp_loss
 from .request import RequestSlot, wants_detached_encoder, wants_training
 
 

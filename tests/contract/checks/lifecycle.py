@@ -62,7 +62,7 @@ def unpatched_labels_none(world: World) -> str:
     return "right logits"
 
 
-@check(Kind.LIFECYCLE)
+@check(Kind.PLUGIN)
 def patched_twice_unpatched_once(world: World) -> str:
     """patch_postprocess called twice and taken back once: the plain loss again"""
     model = world.asked()
@@ -71,7 +71,7 @@ def patched_twice_unpatched_once(world: World) -> str:
     return _gives_loss(world, model)
 
 
-@check(Kind.LIFECYCLE)
+@check(Kind.PLUGIN)
 def patched_before_activation(world: World) -> str:
     """A model that verl patched before the plugin was activated: trains right, right logits without labels"""
     import verl_mtp_plugin
@@ -88,7 +88,7 @@ def patched_before_activation(world: World) -> str:
     return close
 
 
-@check(Kind.LIFECYCLE)
+@check(Kind.PLUGIN)
 def deactivation_restores(world: World) -> str:
     """deactivate() leaves GPTModel and the MTP layer with megatron-core's own attributes, object for object"""
     from megatron.core.models.gpt.gpt_model import GPTModel

@@ -17,7 +17,7 @@ class Kind(str, Enum):
     """What a check counts for."""
 
     REQUIRED = "required"  # asked of verl alone and of verl with the plugin
-    LIFECYCLE = "lifecycle"  # of the plugin itself: nothing to ask without it
+    PLUGIN = "plugin"  # of the plugin itself: nothing to ask without it
 
 
 @dataclass(frozen=True)

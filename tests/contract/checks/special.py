@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -15,6 +16,8 @@ from .training import gradients_as_reference
 
 LENGTHS = (10, 6, 14)
 RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+BLOCK = {**RECOMPUTE, "recompute_method": "block"}
+SELECTIVE = {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "layernorm", "mlp"]}
 
 
 def _padded(world: World) -> Batch:
@@ -127,3 +130,40 @@ def recompute_moe(world: World) -> str:
 def recompute_packed(world: World) -> str:
     """Full activation recompute with packed sequences: as packed_train"""
     return packed_as_reference(world, **RECOMPUTE)
+
+
+@check()
+def recompute_block(world: World) -> str:
+    """Full activation recompute by blocks, with detach_encoder: all gradients as the reference without it"""
+    return gradients_as_reference(world, detach=True, besides=BLOCK)
+
+
+@check()
+def recompute_selective(world: World) -> str:
+    """Selective activation recompute (attention, norms, MLP): all gradients as the reference without it"""
+    return gradients_as_reference(world, besides=SELECTIVE)
+
+
+@check()
+def repeated_layer(world: World) -> str:
+    """mtp_use_repeated_layer, where this megatron-core has it: two depths through one layer, as the reference"""
+    if not _config_has("mtp_use_repeated_layer"):
+        return "not in this megatron-core"
+    return gradients_as_reference(world, mtp=2, mtp_use_repeated_layer=True)
+
+
+@check()
+def mup_scaling(world: World) -> str:
+    """MuP's factor on the logits, where this megatron-core has it: in the MTP loss as in the main logits"""
+    if not _config_has("use_mup"):
+        return "not in this megatron-core"
+    mup = {"use_mup": True, "mup_base_hidden_size": 16}
+    outcome = world.run(world.asked(**mup), labels=None)
+    expect_same(outcome.output, world.plain(**mup).output, "logits")
+    return gradients_as_reference(world, **mup)
+
+
+def _config_has(name: str) -> bool:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    return name in {field.name for field in dataclasses.fields(TransformerConfig)}

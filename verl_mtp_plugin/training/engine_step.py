@@ -1,0 +1,108 @@
+"""One optimizer step of verl's Megatron engine: MTP tokens counted before it, MTP metrics reported after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import runtime
+from ..settings import AUTO, JOINT
+from . import grad_clip, tally
+from .normalization import StepTokens, step_tokens
+from .trained_tokens import all_ranks, trained_tokens
+
+
+def forward_backward_batch(original: Any, self: Any, data: Any, *args: Any, **kwargs: Any) -> Any:
+    """``MegatronEngine.forward_backward_batch``: the step's token counts around it, its MTP losses in its metrics.
+
+    The metrics need a collective, which here every rank of the last pipeline stage takes part in (verl 0.7.1 has only
+    some of them do so, and hangs with context parallelism; verl #5895).
+    """
+    forward_only = kwargs.get("forward_only", args[1] if len(args) > 1 else False)
+    depths = _trained_depths(self)
+    if forward_only or not depths:
+        return original(self, data, *args, **kwargs)
+    tally.clear()
+    clip_as_asked(self.module, detach_encoder=self.model_config.mtp.detach_encoder)
+    with step_tokens(_count(self, data, depths)):
+        output = original(self, data, *args, **kwargs)
+    from megatron.core import parallel_state
+
+    if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
+        found = metrics(depths)
+        if self.is_mp_src_rank_with_outputs():
+            output["metrics"].update({name: [value] for name, value in found.items()})
+    return output
+
+
+def clip_as_asked(chunks: list[Any], *, detach_encoder: bool) -> None:
+    """Tell :mod:`.grad_clip` about the models that are trained here; on every rank alike."""
+    from megatron.core.models.gpt.gpt_model import GPTModel
+
+    limit = runtime.settings().clip_grad
+    for chunk in chunks:
+        for model in chunk.modules():
+            if isinstance(model, GPTModel):
+                grad_clip.track(
+                    model,
+                    apart=detach_encoder if limit == AUTO else limit != JOINT,
+                    max_norm=limit if isinstance(limit, float) else None,
+                )
+
+
+def train_batch(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    """``MegatronEngine.train_batch``: the MTP parameters' gradient norm beside verl's ``grad_norm``."""
+    output = original(self, *args, **kwargs)
+    if _trained_depths(self) and self.is_mp_src_rank_with_outputs():
+        norm = grad_clip.last_grad_norm(self.optimizer)
+        if norm is not None:
+            output["metrics"]["mtp/grad_norm"] = [norm]
+    return output
+
+
+def metrics(depths: int) -> dict[str, float]:
+    """The MTP metrics of the step that has just run, over all its tokens. A collective of the last pipeline stage.
+
+    ``mtp/loss_depth{d}``: mean loss per trained token. ``mtp/top1_acceptance_depth{d}``: how often the drafted argmax
+    is the token that was sampled. ``mtp/tokens``: trained tokens of depth 1. ``mtp_losses/mtp_{d}_loss`` is verl's own
+    name of the loss.
+    """
+    import torch
+    from megatron.core import parallel_state
+
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    found: dict[str, float] = {}
+    for depth, (loss, acceptance, tokens) in enumerate(tally.take(depths, group, torch.cuda.current_device()), 1):
+        found[f"mtp_losses/mtp_{depth}_loss"] = loss
+        found[f"mtp/loss_depth{depth}"] = loss
+        found[f"mtp/top1_acceptance_depth{depth}"] = acceptance
+        found.setdefault("mtp/tokens", tokens)
+    return found
+
+
+def no_metrics(original: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+    """``get_megatron_mtp_loss`` as the engine calls it: its place is taken by :func:`metrics`."""
+    return {}
+
+
+def _trained_depths(engine: Any) -> int:
+    mtp = engine.model_config.mtp
+    if not (mtp.enable and mtp.enable_train):
+        return 0
+    return int(getattr(engine.tf_config, "mtp_num_layers", None) or 0)
+
+
+def _count(engine: Any, data: Any, depths: int) -> StepTokens:
+    import torch
+    from megatron.core import parallel_state
+
+    group, device = engine.get_data_parallel_group(), torch.cuda.current_device()
+    counts = trained_tokens(data["input_ids"], data["loss_mask"], data.get("attention_mask", None), depths)
+    divisor = 1.0
+    if engine.tf_config.calculate_per_token_loss and hasattr(engine, "_routed_num_tokens"):
+        routed = engine._routed_num_tokens(data)  # what verl lets Megatron divide gradients by
+        divisor = all_ranks(torch.as_tensor(routed).double(), group, device)  # type: ignore[assignment]
+    return StepTokens(
+        per_depth=tuple(all_ranks(counts, group, device)),
+        ranks=parallel_state.get_data_parallel_world_size(with_context_parallel=True),
+        divisor=divisor,
+    )
