@@ -36,7 +36,7 @@ def _decider(owner: str) -> Callable[[Environment, ModuleType], Verdict]:
                 found=f"{environment.label('megatron-core')} whose {owner}.step does not call "
                 + " and ".join(sorted(missing or {"get_grad_norm"})),
                 expected="a step in parts, as in megatron-core 0.15 to 0.19",
-                advice="let MTP be clipped with the policy",
+                advice="set actor_rollout_ref.model.mtp.plugin.clip_grad=joint",
             )
         return applicable()
 

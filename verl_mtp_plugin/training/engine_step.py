@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from functools import lru_cache
+from typing import Any, Final
 
 from .. import runtime
+from ..errors import PatchRequiredError
 from ..settings import AUTO, JOINT
 from . import grad_clip, tally
 from .normalization import StepTokens, step_tokens
 from .trained_tokens import all_ranks, trained_tokens
+
+logger = logging.getLogger("verl_mtp_plugin")
+#: The patch that clipping apart from the policy depends on.
+CLIP_PATCH: Final = "training.grad_clip"
 
 
 def forward_backward_batch(original: Any, self: Any, data: Any, *args: Any, **kwargs: Any) -> Any:
@@ -35,18 +42,37 @@ def forward_backward_batch(original: Any, self: Any, data: Any, *args: Any, **kw
 
 
 def clip_as_asked(chunks: list[Any], *, detach_encoder: bool) -> None:
-    """Tell :mod:`.grad_clip` about the models that are trained here; on every rank alike."""
+    """Tell :mod:`.grad_clip` about the models that are trained here; on every rank alike.
+
+    Raises:
+        PatchRequiredError: a limit for MTP alone was set, and this megatron-core's optimizers cannot be patched.
+    """
     from megatron.core.models.gpt.gpt_model import GPTModel
 
     limit = runtime.settings().clip_grad
+    apart = detach_encoder if limit == AUTO else limit != JOINT
+    if apart and not _can_clip_apart(required=limit != AUTO):
+        return
     for chunk in chunks:
         for model in chunk.modules():
             if isinstance(model, GPTModel):
-                grad_clip.track(
-                    model,
-                    apart=detach_encoder if limit == AUTO else limit != JOINT,
-                    max_norm=limit if isinstance(limit, float) else None,
-                )
+                grad_clip.track(model, apart=apart, max_norm=limit if isinstance(limit, float) else None)
+
+
+def _can_clip_apart(*, required: bool) -> bool:
+    try:
+        runtime.require(CLIP_PATCH)
+    except PatchRequiredError as error:
+        if required:
+            raise
+        _warn_once(f"MTP gradients are clipped with the policy's, whose update they shrink: {error}")
+        return False
+    return True
+
+
+@lru_cache(maxsize=8)
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
 
 
 def train_batch(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -18,21 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-import torch
-
 from ..errors import UnsupportedError
+from .stepped import origins, parts, sort
 
 #: Where a parameter's gradient lies when the optimizer steps; ``decoupled_grad`` with the precision-aware optimizer.
 GRADIENTS: Final = ("grad", "decoupled_grad")
 #: megatron-core 0.19 leaves parameters with this attribute out of its main norm (``config.mtp_detach_heads``).
 TAG: Final = "grad_norm_group"
-#: Where Megatron's optimizers pair model parameters with what they step instead (fp32 copies, shards).
-PAIRS: Final = (
-    ("float16_groups", "fp32_from_float16_groups"),
-    ("model_float16_groups", "shard_fp32_from_float16_groups"),
-    ("model_float16_groups", "shard_float16_groups"),
-    ("model_fp32_groups", "shard_fp32_groups"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +69,6 @@ def last_grad_norm(optimizer: Any) -> float | None:
     return None if norm is None else float(norm)
 
 
-def mtp_parameters(model: Any) -> list[Any]:
-    """The parameters under ``model.mtp``, without those that the rest of the model, or another stage, has as well."""
-    named = list(model.named_parameters(remove_duplicate=False))
-    elsewhere = {id(parameter) for name, parameter in named if not name.startswith("mtp.")}
-    found = {id(p): p for name, p in named if id(p) not in elsewhere and not getattr(p, "shared", False)}
-    return list(found.values())
-
-
 def step(original: Callable[..., Any], optimizer: Any, *args: Any, **kwargs: Any) -> Any:
     """An optimizer's ``step``: upstream's, between whose first part and last part MTP is measured and clipped.
 
@@ -118,12 +102,12 @@ def step(original: Callable[..., Any], optimizer: Any, *args: Any, **kwargs: Any
 
 def _measure(optimizer: Any, models: list[Any], clipping: Clipping) -> list[Any]:
     """Note the norm of the MTP gradients; the parameters, as the optimizer has them, that they belong to."""
-    mtp, policy, unknown = _sort(optimizer, models)
+    mtp, policy, unknown = sort(optimizer, models)
     if unknown and clipping.apart:
         raise UnsupportedError(
             found=f"an optimizer ({type(optimizer).__name__}) whose parameters cannot be traced to the model's",
             expected="Megatron's distributed, mixed-precision or fp32 optimizer, or a chain of them",
-            advice="Let MTP be clipped with the policy, or do not use Megatron-FSDP.",
+            advice="Set actor_rollout_ref.model.mtp.plugin.clip_grad=joint, or do not use Megatron-FSDP.",
         )
     with _gradients_hidden([*policy, *unknown]), _untagged(mtp):
         norm = optimizer.get_grad_norm()
@@ -147,51 +131,16 @@ def _trained_by(optimizer: Any) -> list[Any]:
     if not _models:
         return []
     chunks = getattr(optimizer, "model_chunks", ())
-    parts = list(_parts(optimizer))
-    origins = {origin for part in parts for origin in _origins(part).values()}
-    origins |= {id(parameter) for part in parts for parameter in part.get_parameters()}
+    known = {origin for part in parts(optimizer) for origin in origins(part).values()}
+    known |= {id(parameter) for part in parts(optimizer) for parameter in part.get_parameters()}
 
     def trained(model: Any) -> bool:
         if any(module is model for chunk in chunks for module in chunk.modules()):
             return True
-        return any(id(parameter) in origins for parameter in model.parameters())
+        return any(id(parameter) in known for parameter in model.parameters())
 
     # A stage with nothing to train has an empty optimizer, which nothing connects with the model.
-    return [model for model in _models if trained(model) or not (chunks or origins)]
-
-
-def _parts(optimizer: Any) -> Iterator[Any]:
-    chained = getattr(optimizer, "chained_optimizers", None)
-    if chained is None:
-        yield optimizer
-    for part in chained or ():
-        yield from _parts(part)
-
-
-def _origins(part: Any) -> dict[int, int]:
-    """From the id of what an optimizer steps to the id of the model's parameter, where the two differ."""
-    found = {}
-    for models, mains in PAIRS:
-        for model_group, main_group in zip(getattr(part, models, ()), getattr(part, mains, ())):
-            found.update({id(main): id(model) for model, main in zip(model_group, main_group) if main is not None})
-    return found
-
-
-def _sort(optimizer: Any, models: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """What the optimizer steps: parameters of MTP, all others, and those that nobody knows the origin of."""
-    wanted = {id(parameter) for model in models for parameter in mtp_parameters(model)}
-    mtp: list[Any] = []
-    policy: list[Any] = []
-    unknown: list[Any] = []
-    for part in _parts(optimizer):
-        origins = _origins(part)
-        for parameter in part.get_parameters():
-            known = id(parameter) in origins or isinstance(parameter, torch.nn.Parameter)
-            if not known or getattr(parameter, "__fsdp_param__", False):
-                unknown.append(parameter)
-            else:
-                (mtp if origins.get(id(parameter), id(parameter)) in wanted else policy).append(parameter)
-    return mtp, policy, unknown
+    return [model for model in _models if trained(model) or not (chunks or known)]
 
 
 @contextmanager
