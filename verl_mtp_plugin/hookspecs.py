@@ -13,6 +13,21 @@ built-in patch sets use the same door::
     @hookimpl
     def verl_mtp_patches(environment):
         return [Patch(...)]
+
+A model class that runs MTP in a method of its own is described as data, and turned into patches the same way::
+
+    from verl_mtp_plugin.models import ModelClass, Seam
+
+    @hookimpl
+    def verl_mtp_patches(environment):
+        return [
+            ModelClass("my_lab.my_gpt", "MyGPT").patches(),  # a _postprocess like GPTModel's
+            ModelClass("my_lab.my_hybrid", "MyHybrid", Seam.FORWARD).patches(),  # a forward like HybridModel's
+        ]
+
+A subclass of ``GPTModel`` that overrides neither method needs nothing. A class that fits neither seam brings patches of
+its own; until then a job that would train MTP on it stops with an ``UnsupportedError``. megatron-core's HybridModel
+(MambaModel before 0.18) is registered here in this way.
 """
 
 from __future__ import annotations

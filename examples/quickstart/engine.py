@@ -44,7 +44,14 @@ class Engine:
     """``MegatronEngineWithLMHead`` over a model folder, with MTP in the model and its training on or off."""
 
     def __init__(
-        self, folder: Path, *, train_mtp: bool, steps: int, learning_rate: float = 3e-3, with_mtp: bool = True
+        self,
+        folder: Path,
+        *,
+        train_mtp: bool,
+        steps: int,
+        learning_rate: float = 3e-3,
+        with_mtp: bool = True,
+        vanilla_mbridge: bool = True,
     ) -> None:
         from verl.trainer.config import CheckpointConfig
         from verl.workers.config import HFModelConfig, McoreEngineConfig, McoreOptimizerConfig
@@ -64,7 +71,7 @@ class Engine:
             ),
             engine_config=McoreEngineConfig(
                 use_mbridge=True,
-                vanilla_mbridge=True,
+                vanilla_mbridge=vanilla_mbridge,
                 use_remove_padding=True,
                 use_distributed_optimizer=True,
                 tensor_model_parallel_size=1,
@@ -84,7 +91,6 @@ class Engine:
         )
         self._engine.initialize()
         self.tokenizer = self._engine.model_config.tokenizer
-        self.train_mtp = train_mtp
 
     def train(self, problems: list[Problem]) -> Step:
         """One optimizer step on one batch."""
@@ -95,11 +101,10 @@ class Engine:
             output = self._engine.train_batch(batch, loss_function=partial(sft_loss, config=None))
             self._engine.lr_scheduler_step()
         metrics = output["metrics"]
-        mtp_losses = [_mean(value) for name, value in metrics.items() if name.startswith("mtp_losses/")]
+        mtp_losses = [_mean(value) for name, value in metrics.items() if name.startswith("mtp/loss_depth")]
         return Step(
             loss=_total(output["loss"]),
-            # Megatron's loss tracker belongs to the process: after an engine that trained MTP it reports zeros here.
-            mtp_loss=mtp_losses[0] if mtp_losses and self.train_mtp else None,
+            mtp_loss=mtp_losses[0] if mtp_losses else None,
             grad_norm=_mean(metrics["grad_norm"]),
         )
 

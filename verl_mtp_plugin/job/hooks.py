@@ -27,7 +27,13 @@ def _forward_mode(original: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _gate_megatron_actor(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-    gate.note_config(kwargs.get("mtp_config"))
+    mtp_config = kwargs.get("mtp_config")
+    gate.note_config(mtp_config)
+    if mtp_config is not None:
+        from ..training.fused import note_fused_actor
+
+        call = signature(original).bind(self, *args, **kwargs).arguments
+        note_fused_actor(call["config"], mtp_config, call["actor_module"])
     return original(self, *args, **kwargs)
 
 

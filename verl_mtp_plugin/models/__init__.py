@@ -1,7 +1,8 @@
-"""Which models carry an MTP head, described as data."""
+"""Which models carry an MTP head, and which classes of Megatron run one, described as data."""
 
 from __future__ import annotations
 
 from .family import ModelFamily
+from .model_class import ModelClass, Seam
 
-__all__ = ["ModelFamily"]
+__all__ = ["ModelClass", "ModelFamily", "Seam"]

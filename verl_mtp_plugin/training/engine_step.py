@@ -112,7 +112,7 @@ def no_metrics(original: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
 
 def _trained_depths(engine: Any) -> int:
     mtp = engine.model_config.mtp
-    if not (mtp.enable and mtp.enable_train):
+    if not (mtp.enable and mtp.enable_train) or engine.is_value_model:  # a critic has no labels to train MTP on
         return 0
     return int(getattr(engine.tf_config, "mtp_num_layers", None) or 0)
 

@@ -11,7 +11,8 @@ from typing import Any, Final
 from ..environment import Environment
 from ..hookspecs import hookimpl
 from ..patching import Patch, PatchSet, Target, Verdict, applicable, around, not_needed, unsupported
-from . import clip_hooks, mbridge_mimo, step_hooks
+from ..verl_fixes import hooks as verl_fixes
+from . import class_hooks, clip_hooks, fused_hooks, mbridge_mimo, overlap_hooks, step_hooks
 
 GPT_MODEL: Final = "megatron.core.models.gpt.gpt_model"
 MTP: Final = "megatron.core.transformer.multi_token_prediction"
@@ -51,9 +52,11 @@ def _build_checkpointed_forward(original: Any) -> Any:
 
 def _gate(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
     from ..job.gate import enter_training
+    from .overlap import refuse_overlap
     from .request import verify
 
     enter_training()
+    refuse_overlap(model)
     result = original(model, *args, **kwargs)
     verify(model)
     return result
@@ -128,5 +131,9 @@ def verl_mtp_patches(environment: Environment) -> Iterable[Patch | PatchSet]:
         GATE,
         *step_hooks.PATCHES,
         *clip_hooks.PATCHES,
+        *class_hooks.PATCHES,
+        *fused_hooks.PATCHES,
+        *overlap_hooks.PATCHES,
+        *verl_fixes.PATCHES,
         *mbridge_mimo.PATCHES,
     )

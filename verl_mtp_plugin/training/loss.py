@@ -138,12 +138,12 @@ class _ChunkedLoss(torch.autograd.Function):
         return loss, correct, tokens
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, scale: torch.Tensor, *_: Any) -> Any:
         gradient, index = ctx.saved_tensors
         placed = gradient.new_zeros(ctx.shape).flatten(0, 1)
-        # Scaled by rows into place: the mean's divisor and the trainer's loss scale come in here, in full precision.
-        placed.index_copy_(0, index, (gradient * scale).to(gradient.dtype))
+        placed.index_copy_(0, index, gradient)
+        placed.mul_(scale)  # the mean's divisor and the trainer's loss scale; computed in fp32
         return placed.view(ctx.shape), None, None, None, None
 
 
@@ -169,7 +169,7 @@ def _run(
         wanted = None if policy is None else rows.gather(policy, chunk)
         token_loss, best, raw = head(rows.gather(states, chunk), wanted, labels, with_gradient=with_gradient)
         loss += torch.dot(mask, token_loss)
-        correct += mask[best == labels].sum()
+        correct += torch.dot(mask, (best == labels).to(accumulate))
         tokens += mask.sum()
         if raw is not None:
             own = rows.give_back(raw.mul_((mask * head.scale)[:, None].to(raw.dtype)), chunk)

@@ -11,6 +11,7 @@ import torch
 
 from ..environment import installed_version
 from ..errors import UnsupportedError
+from .request import mtp_apart_from_labels
 
 
 @lru_cache(maxsize=16)
@@ -40,11 +41,7 @@ def check_supported(model: Any, call: dict[str, Any]) -> None:
             advice="Upgrade megatron-core, or set actor_rollout_ref.model.use_remove_padding=False.",
         )
     if model.post_process != bool(call.get("mtp_in_postprocess")):
-        raise UnsupportedError(
-            found="MTP training with the MTP layers on a pipeline stage other than the last",
-            expected="the MTP layers on the last pipeline stage, where the labels arrive",
-            advice="Give MTP no stage of its own in pipeline_model_parallel_layout.",
-        )
+        raise mtp_apart_from_labels()
 
 
 def mtp_hidden_states(model: Any, call: dict[str, Any], *, detach_encoder: bool) -> list[torch.Tensor]:

@@ -53,6 +53,8 @@ def _postprocess(original: Callable[..., Any], model: Any, call: dict[str, Any])
     labels = call.get("labels")
     wanted = wants_training(model)
     if labels is not None and not wanted:
+        if call.get("output_processor") is not None and _has_mtp(model, call):
+            return _without_mtp(original, model, call)  # verl's fused log-probs: the labels are not for a loss
         return original(model, **call)  # plain Megatron training: its loss is not ours to change
     if not _has_mtp(model, call):
         return original(model, **{**call, "labels": None})
@@ -74,8 +76,10 @@ def _has_mtp(model: Any, call: dict[str, Any]) -> bool:
 
 
 def _without_mtp(original: Callable[..., Any], model: Any, call: dict[str, Any]) -> Any:
+    # An output processor (megatron-core >= 0.18) needs the labels, and upstream computes no loss beside one.
+    labels = call.get("labels") if call.get("output_processor") is not None else None
     with _mtp_hidden(model):
-        return original(model, **{**call, "labels": None, "mtp_in_postprocess": False})
+        return original(model, **{**call, "labels": labels, "mtp_in_postprocess": False})
 
 
 @contextmanager

@@ -84,19 +84,31 @@ def verify(model: Any) -> None:
         model: what verl built, wrapped or not (DDP, Float16Module, a vision-language model around a ``GPTModel``).
 
     Raises:
-        UnsupportedError: no ``GPTModel`` in it took the request, or its class brings its own ``_postprocess``.
+        UnsupportedError: no ``GPTModel`` in it took the request, its class brings its own ``_postprocess``, or MTP lies
+            on a pipeline stage that gets no labels.
     """
     asked = [module for module in model.modules() if is_request(vars(module).get("_postprocess"))]
     if not asked:
         raise UnsupportedError(
             found=f"a {type(model).__name__} in which verl found no GPTModel to train MTP on",
-            expected="a megatron-core GPTModel, or a model that has one as .language_model",
-            advice="MTP would not be trained at all; set actor_rollout_ref.model.mtp.enable=False for this model.",
+            expected="a GPTModel, a HybridModel, or a class that is registered as a ModelClass",
+            advice="Register its class (verl_mtp_plugin.hookspecs), or set actor_rollout_ref.model.mtp.enable=False.",
         )
     for module in asked:
         if not isinstance(getattr_static(type(module), "_postprocess", None), RequestSlot):
             raise UnsupportedError(
                 found=f"{type(module).__module__}.{type(module).__name__} with a _postprocess of its own",
                 expected="GPTModel._postprocess, which this plugin patches",
-                advice="Register a patch for this class (verl_mtp_plugin.hookspecs), or set VERL_MTP_PLUGIN=off.",
+                advice="Register it as a ModelClass (verl_mtp_plugin.hookspecs), or set VERL_MTP_PLUGIN=off.",
             )
+        if getattr(module, "mtp_process", False) and not module.post_process:
+            raise mtp_apart_from_labels()
+
+
+def mtp_apart_from_labels() -> UnsupportedError:
+    """The error for MTP layers on a pipeline stage of their own."""
+    return UnsupportedError(
+        found="MTP training with the MTP layers on a pipeline stage other than the last",
+        expected="the MTP layers on the last pipeline stage, where the labels arrive",
+        advice="Give MTP no stage of its own in pipeline_model_parallel_layout.",
+    )

@@ -1,0 +1,70 @@
+"""The loss mask of the MTP loss, over ``[prompt; response]`` like the tokens that it masks.
+
+PPO and GRPO batches hold a mask of the responses alone. verl 0.7.1 reads its columns as if they were those of the whole
+sequence, and fills up with ones: MTP is then trained on prompts, and in part not on responses (verl #6432, in 0.8.0).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..errors import UnsupportedError
+
+
+def prepare_model_inputs(original: Any, engine: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    """``MegatronEngineWithLMHead.prepare_model_inputs``, whose ``loss_mask`` verl 0.7.1 needs for MTP alone."""
+    inputs = original(engine, batch, *args, **kwargs)
+    mtp = engine.model_config.mtp
+    if mtp.enable and mtp.enable_train:
+        inputs["loss_mask"] = aligned(inputs["loss_mask"], inputs["input_ids"], batch.get("attention_mask", None))
+    return inputs
+
+
+def aligned(
+    loss_mask: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``loss_mask`` with zeros for the prompts.
+
+    Args:
+        loss_mask: for the last tokens of each sequence (the response, or all of it): jagged [b, j'], or [b, r] padded
+            on the right.
+        input_ids: whole sequences, jagged [b, j].
+        attention_mask: [b, s] with s >= r, nonzero for tokens; its last r columns tell how long each response is.
+
+    Returns:
+        Jagged [b, j], with the lengths of ``input_ids``.
+
+    Raises:
+        UnsupportedError: the lengths of the responses are not known, or they are longer than the sequences.
+    """
+    lengths = _lengths(input_ids)
+    if loss_mask.is_nested:
+        rows = list(loss_mask.unbind())
+    else:
+        columns = loss_mask.shape[1]
+        if attention_mask is None or attention_mask.is_nested or attention_mask.shape[1] < columns:
+            raise UnsupportedError(
+                found=f"a padded loss mask of {columns} columns and no attention mask to tell the padding from tokens",
+                expected="a padded attention_mask in the batch, or a nested loss_mask",
+                advice="Keep attention_mask in the batches that are trained on.",
+            )
+        valid = attention_mask[:, -columns:].bool().sum(dim=1).tolist()
+        rows = [row[:length] for row, length in zip(loss_mask, valid, strict=True)]
+    pieces = []
+    for row, length in zip(rows, lengths, strict=True):
+        if len(row) > length:
+            raise UnsupportedError(
+                found=f"a loss mask for {len(row)} tokens of a sequence of {length}",
+                expected="a mask for the last tokens of each sequence",
+                advice="Check the loss_mask of the training batches.",
+            )
+        pieces += [row.new_zeros(length - len(row)), row]
+    offsets: torch.Tensor = input_ids.offsets()
+    return torch.nested.nested_tensor_from_jagged(torch.cat(pieces), offsets=offsets)
+
+
+def _lengths(tokens: torch.Tensor) -> list[int]:
+    lengths: list[int] = tokens.offsets().diff().tolist()
+    return lengths
