@@ -92,7 +92,8 @@ class Case:
         self.torch = torch
         self.model = build()
         plain = importlib.import_module("verl.models.mcore.model_forward").gptmodel_forward_model_engine
-        from verl_mtp_plugin.training import fused_output, request
+        from verl_mtp_plugin.training import request
+        from verl_mtp_plugin.training.fused import output as fused_output
 
         self.gpt_model = self.model.module
         request.request(self.gpt_model)

@@ -101,7 +101,8 @@ class Settings:
 
     def with_options(self, options: Mapping[str, tuple[Any, str]]) -> Settings:
         """These settings with option values, each given with where it comes from."""
-        return replace(self, **{name: _PARSERS[name](value, source) for name, (value, source) in options.items()})
+        parsed: dict[str, Any] = {name: _PARSERS[name](value, source) for name, (value, source) in options.items()}
+        return replace(self, **parsed)
 
     @property
     def options(self) -> dict[str, str]:

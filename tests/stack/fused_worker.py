@@ -93,7 +93,7 @@ def arm() -> None:
     """The patches under test, unless the plugin has armed them."""
     import verl_mtp_plugin
     from verl_mtp_plugin.patching import PatchEngine
-    from verl_mtp_plugin.training import fused_hooks
+    from verl_mtp_plugin.training.fused import hooks as fused_hooks
 
     if not any(record.patch_set == fused_hooks.FUSED.id for record in verl_mtp_plugin.report().patches):
         PatchEngine().arm(fused_hooks.PATCHES)

@@ -61,12 +61,12 @@ class Run:
     Args:
         kind: which optimizer.
         mtp: whether the model has MTP layers, trained with ``detach_encoder``.
-        track: the arguments of :func:`verl_mtp_plugin.training.grad_clip.track`, None for Megatron as it is.
+        track: the arguments of :func:`verl_mtp_plugin.training.clipping.grad_clip.track`, None for Megatron as it is.
         model: more arguments of :func:`tests.contract.models.build`.
     """
 
     def __init__(self, kind: Kind, *, mtp: bool = True, track: dict[str, Any] | None = None, **model: Any) -> None:
-        from verl_mtp_plugin.training import grad_clip
+        from verl_mtp_plugin.training.clipping import grad_clip
         from verl_mtp_plugin.training.request import request
 
         if kind.detach_heads and mtp:
@@ -115,7 +115,7 @@ class Run:
 
     def step(self) -> None:
         """One step of the optimizer; notes what it reports, and what its gradients and its update really were."""
-        from verl_mtp_plugin.training.grad_clip import last_grad_norm
+        from verl_mtp_plugin.training.clipping.grad_clip import last_grad_norm
 
         before = {n: (p.detach().double(), p.main_grad.double()) for n, p in self.named(mtp=True).items()}
         squares = self.squares()

@@ -20,7 +20,8 @@ import torch
 from tests.contract.models import build
 from verl_mtp_plugin.patching.engine import PatchEngine
 from verl_mtp_plugin.testing import cuda
-from verl_mtp_plugin.training import clip_hooks, hooks
+from verl_mtp_plugin.training import hooks
+from verl_mtp_plugin.training.clipping import hooks as clip_hooks
 
 from .grad_clip_run import CPU, KINDS, MAX_NORM, Kind, Run
 
@@ -72,7 +73,7 @@ def compare(kind: Kind, **model: Any) -> dict[str, Any]:
 
 def parameters() -> dict[str, bool]:
     """Which parameters count as MTP's when some of them are shared."""
-    from verl_mtp_plugin.training.stepped import mtp_parameters
+    from verl_mtp_plugin.training.clipping.stepped import mtp_parameters
 
     model = build(CPU)
     own = {id(p) for p in model.mtp.parameters()}
@@ -101,7 +102,7 @@ def alone() -> dict[str, Any]:
 
 def overflow() -> dict[str, Any]:
     """A step that Megatron skips, after one that it made; its own method is kept for it."""
-    from verl_mtp_plugin.training.grad_clip import last_grad_norm
+    from verl_mtp_plugin.training.clipping.grad_clip import last_grad_norm
 
     run = Run(Kind(), track={"apart": True}).train(1)
     before = last_grad_norm(run.optimizer)
@@ -117,7 +118,7 @@ def own(run: Run) -> set[str]:
 def untraced() -> dict[str, Any]:
     """An optimizer with a parameter of which nobody can tell whether it is MTP's."""
     from verl_mtp_plugin.errors import UnsupportedError
-    from verl_mtp_plugin.training.grad_clip import last_grad_norm
+    from verl_mtp_plugin.training.clipping.grad_clip import last_grad_norm
 
     def run_with_stranger(apart: bool) -> Run:
         run = Run(Kind(bf16=True), track={"apart": apart})

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.contract import stacks
-from verl_mtp_plugin.training import fused_memory
+from verl_mtp_plugin.training.fused import memory as fused_memory
 
 from .conftest import MARK, RunStack, results
 
@@ -122,7 +122,8 @@ OTHERS = """
     from verl_mtp_plugin.testing import cuda
     cuda.install()
     import verl
-    from verl_mtp_plugin.training import fused, fused_memory
+    from verl_mtp_plugin.training.fused import engine as fused
+    from verl_mtp_plugin.training.fused import memory as fused_memory
 
     class Lines(logging.Handler):
         def emit(self, record):

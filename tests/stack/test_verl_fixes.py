@@ -62,13 +62,13 @@ def run(verl: str, mode: str = "on", cases: tuple[str, ...] = CASES, megatron_co
 
 @pytest.mark.parametrize(
     ("verl", "needed"),
-    [("0.7.1", {"mtp_config", "loss_mask", "value_head"}), ("0.8.0", {"mtp_config"}), (NEWEST, set())],
+    [("0.7.1", {"mtp_config", "value_head"}), ("0.8.0", {"mtp_config"}), (NEWEST, set())],
 )
 def test_each_release_gets_what_it_lacks(verl: str, needed: set[str]) -> None:
     decisions = run(verl)["decisions"]
-    always = {"forward_only", "built"}  # no release has these
+    always = {"forward_only", "built", "loss_mask"}  # no release has these
     assert {name for name, decision in decisions.items() if decision == "applied"} == needed | always
-    rest = {"mtp_config", "loss_mask", "value_head"} - needed
+    rest = {"mtp_config", "value_head"} - needed
     assert {decisions[name] for name in rest} <= {"not_needed"}
 
 
@@ -80,10 +80,12 @@ def rolled(row: list[int]) -> list[int]:
     return row[1:] + row[:1]
 
 
-def expected_call(form: str) -> dict[str, list[list[int]]]:
-    """What the model is to be given, from the samples alone."""
+def expected_call(form: str, kind: str = "full") -> dict[str, list[list[int]]]:
+    """What the model is to be given, from the samples alone. No position predicts a sequence's first token."""
     ids = [[*prompt, *response] for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
     masks = [[0] * len(prompt) + list(mask) for prompt, mask in zip(PROMPTS, MASKS, strict=True)]
+    if kind == "every":
+        masks = [[0] + [1] * (len(row) - 1) for row in ids]
     if form == "thd":
         ids, masks = ([[value for row in rows for value in row]] for rows in (ids, masks))
     width = max(map(len, ids))
@@ -96,7 +98,7 @@ def expected_call(form: str) -> dict[str, list[list[int]]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_and_mask_of_the_responses_reach_the_model(verl: str, kind: str, form: str) -> None:
     found = run(verl)["masks"][f"{kind}_{form}"]
-    assert found == expected_call(form)
+    assert found == expected_call(form, kind)
     assert found == run(NEWEST)["masks"][f"{kind}_{form}"]
 
 
@@ -112,6 +114,7 @@ def test_without_the_patch_prompts_are_trained() -> None:
         assert masks[f"padded_{form}"]["loss_mask"] != expected_call(form)["loss_mask"]
         assert masks[f"response_{form}"] == "ValueError"
         assert masks[f"full_{form}"] == expected_call(form)
+        assert masks[f"every_{form}"]["loss_mask"] != expected_call(form, "every")["loss_mask"]
     # The first sample's prompt has five tokens: predicting the second of them was trained.
     assert masks["padded_bshd"]["loss_mask"][0][0] == 1
 

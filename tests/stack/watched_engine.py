@@ -127,7 +127,12 @@ def batch(kind: str, tokenizer: Any) -> Any:
     tensors = {
         "input_ids": jagged([[*p, *r] for p, r in zip(PROMPTS, RESPONSES, strict=True)]),
         "position_ids": jagged([range(len(row)) for row in whole]),
-        "loss_mask": {"padded": padded(MASKS), "response": jagged(MASKS), "full": jagged(whole)}[kind],
+        "loss_mask": {
+            "padded": padded(MASKS),
+            "response": jagged(MASKS),
+            "full": jagged(whole),
+            "every": jagged([[1] * len(row) for row in whole]),
+        }[kind],
     }
     if kind == "padded":
         tensors["attention_mask"] = attention

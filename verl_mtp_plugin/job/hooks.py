@@ -30,7 +30,7 @@ def _gate_megatron_actor(original: Any, self: Any, *args: Any, **kwargs: Any) ->
     mtp_config = kwargs.get("mtp_config")
     gate.note_config(mtp_config)
     if mtp_config is not None:
-        from ..training.fused import note_fused_actor
+        from ..training.fused.engine import note_fused_actor
 
         call = signature(original).bind(self, *args, **kwargs).arguments
         note_fused_actor(call["config"], mtp_config, call["actor_module"])

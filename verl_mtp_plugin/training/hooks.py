@@ -12,7 +12,10 @@ from ..environment import Environment
 from ..hookspecs import hookimpl
 from ..patching import Patch, PatchSet, Target, Verdict, applicable, around, not_needed, unsupported
 from ..verl_fixes import hooks as verl_fixes
-from . import class_hooks, clip_hooks, fused_hooks, mbridge_mimo, overlap_hooks, step_hooks
+from . import class_hooks, mbridge_mimo, overlap_hooks
+from .clipping import hooks as clipping
+from .fused import hooks as fused
+from .step import hooks as step
 
 GPT_MODEL: Final = "megatron.core.models.gpt.gpt_model"
 MTP: Final = "megatron.core.transformer.multi_token_prediction"
@@ -129,10 +132,10 @@ def verl_mtp_patches(environment: Environment) -> Iterable[Patch | PatchSet]:
         RECOMPUTE,
         RECOMPUTE_BLOCK,
         GATE,
-        *step_hooks.PATCHES,
-        *clip_hooks.PATCHES,
+        *step.PATCHES,
+        *clipping.PATCHES,
         *class_hooks.PATCHES,
-        *fused_hooks.PATCHES,
+        *fused.PATCHES,
         *overlap_hooks.PATCHES,
         *verl_fixes.PATCHES,
         *mbridge_mimo.PATCHES,

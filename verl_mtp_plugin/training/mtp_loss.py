@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from .. import runtime
-from . import normalization, tally
 from .loss import Objective, Totals, chunked_loss
 from .mtp_block import parameters, upstream
+from .step import normalization, tally
 
 #: Where verl >= 0.9 leaves the ratio of routed to loss tokens, on the packed sequence parameters (verl #6464).
 _NORMALIZATION_ATTRIBUTE = "_verl_mtp_loss_normalization_factor"
@@ -76,7 +76,7 @@ def _weighted(
     step = normalization.current()
     if step is not None:
         weight = step.weight(depth, per_token=config.calculate_per_token_loss)
-        return normalization.LossScaleOnly.apply(loss * (scale * weight), config)  # type: ignore[no-any-return]
+        return normalization.LossScaleOnly.apply(loss * (scale * weight), config)
     loss = loss * scale / totals.tokens.clamp(min=1)  # a micro-batch may hold no trained token at all
     if config.calculate_per_token_loss:
         # Megatron divides all gradients by the main loss's tokens at the end.

@@ -101,7 +101,8 @@ def verify(model: Any) -> None:
                 expected="GPTModel._postprocess, which this plugin patches",
                 advice="Register it as a ModelClass (verl_mtp_plugin.hookspecs), or set VERL_MTP_PLUGIN=off.",
             )
-        if getattr(module, "mtp_process", False) and not module.post_process:
+        apart = getattr(module, "mtp_process", False) and not module.post_process
+        if apart or getattr(module.config, "mtp_standalone", False):  # the latter is known to every stage
             raise mtp_apart_from_labels()
 
 

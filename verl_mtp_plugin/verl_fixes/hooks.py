@@ -32,8 +32,9 @@ PATCHES: Final[tuple[Patch | PatchSet, ...]] = (
     Patch(
         id="verl_fixes.loss_mask",
         target=Target(ENGINE, "MegatronEngineWithLMHead.prepare_model_inputs"),
-        reason="with verl 0.7.1 the MTP loss is taken over prompt tokens, and not over all response tokens",
-        upstream="verl #6432 (0.8.0); delete when verl 0.7 is no longer supported",
+        reason="with verl 0.7.1 the MTP loss is taken over prompt tokens, and not over all response tokens; in all "
+        "releases a wrong token is trained at the end of each sequence whose first token is",
+        upstream="verl #6432 (0.8.0) for the prompts; delete when verl's rolled mask ends in zero",
         decide=probes.decide_loss_mask,
         build=around(_prepare_model_inputs),
         critical=True,

@@ -2,6 +2,10 @@
 
 PPO and GRPO batches hold a mask of the responses alone. verl 0.7.1 reads its columns as if they were those of the whole
 sequence, and fills up with ones: MTP is then trained on prompts, and in part not on responses (verl #6432, in 0.8.0).
+
+In every release the mask is then rolled around: what it says of a sequence's first token ends up at its last position,
+where that token, or with packed sequences the next one's first, is taken for the one that follows. Nothing predicts a
+first token, so its place in the mask is zero here.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from ..errors import UnsupportedError
 
 
 def prepare_model_inputs(original: Any, engine: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
-    """``MegatronEngineWithLMHead.prepare_model_inputs``, whose ``loss_mask`` verl 0.7.1 needs for MTP alone."""
+    """``MegatronEngineWithLMHead.prepare_model_inputs``, whose ``loss_mask`` verl needs for MTP alone."""
     inputs = original(engine, batch, *args, **kwargs)
     mtp = engine.model_config.mtp
     if mtp.enable and mtp.enable_train:
@@ -25,7 +29,7 @@ def prepare_model_inputs(original: Any, engine: Any, batch: Any, *args: Any, **k
 def aligned(
     loss_mask: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """``loss_mask`` with zeros for the prompts.
+    """``loss_mask`` with zeros for the prompts, and for each sequence's first token.
 
     Args:
         loss_mask: for the last tokens of each sequence (the response, or all of it): jagged [b, j'], or [b, r] padded
@@ -60,7 +64,9 @@ def aligned(
                 expected="a mask for the last tokens of each sequence",
                 advice="Check the loss_mask of the training batches.",
             )
-        pieces += [row.new_zeros(length - len(row)), row]
+        whole = torch.cat([row.new_zeros(length - len(row)), row])
+        whole[:1] = 0
+        pieces.append(whole)
     offsets: torch.Tensor = input_ids.offsets()
     return torch.nested.nested_tensor_from_jagged(torch.cat(pieces), offsets=offsets)
 

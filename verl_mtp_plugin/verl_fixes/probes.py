@@ -42,7 +42,7 @@ def decide_mtp_config(environment: Environment, module: ModuleType) -> Verdict:
 
 def decide_loss_mask(environment: Environment, module: ModuleType) -> Verdict:
     if mentions(module.MegatronEngineWithLMHead.forward_step, "response_attention_mask"):
-        return not_needed("forward_step hands over the responses' lengths, and the forward function aligns the mask")
+        return applicable("for first tokens alone: verl aligns the mask itself")
     return applicable("forward_step hands the mask over as it stands in the batch")
 
 

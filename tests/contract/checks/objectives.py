@@ -69,7 +69,10 @@ def as_reference(world: World, kind: str, packed: bool = False, **model: Any) ->
     with trained_for(kind):
         outcome = world.train(world.asked(packed=packed, **model), batch)
     assert any(value.any() for name, value in expected.items() if is_mtp(name))
-    return expect_close(outcome.gradients, expected, world.tolerance, "gradient of")
+    # Total variation's gradient jumps where p = q, and bf16 logits round some of such tokens over to the other side.
+    rounded = kind == "total_variation" and world.device.type == "cuda"
+    tolerance = 5 * world.tolerance if rounded else world.tolerance
+    return expect_close(outcome.gradients, expected, tolerance, "gradient of")
 
 
 @check(Kind.PLUGIN)

@@ -157,7 +157,7 @@ def mup_scaling(world: World) -> str:
     """MuP's factor on the logits, where this megatron-core has it: in the MTP loss as in the main logits"""
     if not _config_has("use_mup"):
         return "not in this megatron-core"
-    mup = {"use_mup": True, "mup_base_hidden_size": 16}
+    mup: dict[str, Any] = {"use_mup": True, "mup_base_hidden_size": 16}
     outcome = world.run(world.asked(**mup), labels=None)
     expect_same(outcome.output, world.plain(**mup).output, "logits")
     return gradients_as_reference(world, **mup)

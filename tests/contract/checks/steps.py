@@ -26,7 +26,7 @@ def _step(world: World, cuts: list[slice], counted: bool, **config: Any) -> dict
     """Gradients after the micro-batches of a step, as Megatron's schedule and its gradient finalisation scale them."""
     from megatron.core.transformer.multi_token_prediction import MTPLossAutoScaler
 
-    from verl_mtp_plugin.training.normalization import StepTokens, step_tokens
+    from verl_mtp_plugin.training.step.normalization import StepTokens, step_tokens
 
     batch, model = _batch(world), world.asked(**config)
     per_token = bool(config.get("calculate_per_token_loss"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ..patching import Patch, PatchSet, Target, around
+from ...patching import Patch, PatchSet, Target, around
 
 ENGINE: Final = "verl.workers.engine.megatron.transformer_impl"
 _REASON: Final = "with MTP enabled verl turns fused kernels off, and the logits of every micro-batch are materialised"
@@ -12,13 +12,13 @@ _UPSTREAM: Final = "delete when MegatronEngine._maybe_enable_fused_kernels no lo
 
 
 def _keep(original: Any, engine: Any) -> Any:
-    from .fused import keep_fused_kernels
+    from .engine import keep_fused_kernels
 
     return keep_fused_kernels(original, engine)
 
 
 def _forward_fn(original: Any, *args: Any, **kwargs: Any) -> Any:
-    from .fused_output import with_fused_output
+    from .output import with_fused_output
 
     return with_fused_output(original(*args, **kwargs))
 

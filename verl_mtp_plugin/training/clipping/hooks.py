@@ -7,8 +7,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
 
-from ..environment import Environment
-from ..patching import Patch, PatchSet, Target, Verdict, applicable, around, unsupported
+from ...environment import Environment
+from ...patching import Patch, PatchSet, Target, Verdict, applicable, around, unsupported
 
 OPTIMIZER: Final = "megatron.core.optimizer.optimizer"
 #: The optimizers with a ``step`` of their own; verl's is always a chain, of one or more of the others.

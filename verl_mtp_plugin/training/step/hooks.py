@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any, Final
 
-from ..environment import Environment
-from ..patching import Patch, PatchSet, Target, Verdict, applicable, around, not_needed
+from ...environment import Environment
+from ...patching import Patch, PatchSet, Target, Verdict, applicable, around, not_needed
 
 ENGINE: Final = "verl.workers.engine.megatron.transformer_impl"
 ACTOR: Final = "verl.workers.actor.megatron_actor"
@@ -18,19 +18,19 @@ UPSTREAM: Final = "verl #5895, #6464; delete when verl normalises the MTP loss b
 
 
 def _forward_backward_batch(original: Any, *args: Any, **kwargs: Any) -> Any:
-    from .engine_step import forward_backward_batch
+    from .engine import forward_backward_batch
 
     return forward_backward_batch(original, *args, **kwargs)
 
 
 def _train_batch(original: Any, *args: Any, **kwargs: Any) -> Any:
-    from .engine_step import train_batch
+    from .engine import train_batch
 
     return train_batch(original, *args, **kwargs)
 
 
 def _no_metrics(original: Any, *args: Any, **kwargs: Any) -> Any:
-    from .engine_step import no_metrics
+    from .engine import no_metrics
 
     return no_metrics(original, *args, **kwargs)
 

@@ -42,7 +42,7 @@ def trained_tokens(
 
 def _lengths(tokens: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     if tokens.is_nested:
-        offsets: torch.Tensor = tokens.offsets()  # type: ignore[operator]
+        offsets: torch.Tensor = tokens.offsets()
         return offsets.diff()
     if attention_mask is not None:
         return attention_mask.bool().sum(dim=1)

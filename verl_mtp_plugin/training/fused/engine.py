@@ -2,7 +2,7 @@
 
 verl turns the kernels off when MTP is enabled: its fused forward gives the model neither MTP's loss mask nor position
 ids. Its plain forward does, and prepares both exactly as MTP needs them. So with MTP the plain forward runs, and only
-what the model makes of its last hidden states is exchanged (:mod:`.fused_output`).
+what the model makes of its last hidden states is exchanged (:mod:`.output`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import torch
 
-from . import fused_memory
-from .fused_output import MARK, unwrap
+from . import memory
+from .output import MARK, unwrap
 
 logger = logging.getLogger("verl_mtp_plugin")
 
@@ -48,7 +48,7 @@ def keep_fused_kernels(original: Callable[..., Any], engine: Any) -> Any:
     models = [unwrap(chunk) for chunk in engine.module]
     missing = _missing(models)
     if missing:
-        _say_once(logging.WARNING, fused_memory.message(missing, models[-1], engine.engine_config))
+        _say_once(logging.WARNING, memory.message(missing, models[-1], engine.engine_config))
         return original(engine)
     model_config = engine.model_config
     engine.model_config = _MtpNotEnabled(model_config)
@@ -69,7 +69,7 @@ def note_fused_actor(config: Any, mtp_config: Any, actor_module: Any) -> None:
     if mtp_config is None or not mtp_config.get("enable", False) or not config.get("use_fused_kernels", False):
         return
     model = unwrap(actor_module[-1]) if actor_module else None
-    _say_once(logging.WARNING, fused_memory.message(fused_memory.OLD_VERL, model, config))
+    _say_once(logging.WARNING, memory.message(memory.OLD_VERL, model, config))
 
 
 def _missing(models: list[Any]) -> str:
@@ -77,11 +77,11 @@ def _missing(models: list[Any]) -> str:
     from verl.models.mcore import model_forward_fused
 
     if not hasattr(model_forward_fused, "fused_output_processor"):
-        return fused_memory.OLD_VERL
+        return memory.OLD_VERL
     if any(hasattr(model, "language_model") for model in models):
-        return fused_memory.VISION
+        return memory.VISION
     if not all(set(signature(type(model).forward).parameters) >= HOOK for model in models):
-        return fused_memory.OLD_MEGATRON_CORE
+        return memory.OLD_MEGATRON_CORE
     return ""
 
 

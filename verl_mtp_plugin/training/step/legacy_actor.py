@@ -1,11 +1,12 @@
-"""The same as :mod:`.engine_step` for verl 0.7.1's own actor, ``MegatronPPOActor``; gone with verl 0.8.0."""
+"""The same as :mod:`.engine` for verl 0.7.1's own actor, ``MegatronPPOActor``; gone with verl 0.8.0."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from . import grad_clip, tally
-from .engine_step import clip_as_asked, metrics
+from ..clipping import grad_clip
+from . import tally
+from .engine import clip_as_asked, metrics
 from .normalization import StepTokens, current, step_tokens
 from .trained_tokens import all_ranks, trained_tokens
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .loss import Totals
+from ..loss import Totals
 
 _sums: dict[int, torch.Tensor] = {}  # depth -> [3]: loss, correct, tokens
 

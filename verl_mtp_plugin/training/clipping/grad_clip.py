@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from ..errors import UnsupportedError
+from ...errors import UnsupportedError
 from .stepped import origins, parts, sort
 
 #: Where a parameter's gradient lies when the optimizer steps; ``decoupled_grad`` with the precision-aware optimizer.

@@ -6,10 +6,11 @@ import logging
 from functools import lru_cache
 from typing import Any, Final
 
-from .. import runtime
-from ..errors import PatchRequiredError
-from ..settings import AUTO, JOINT
-from . import grad_clip, tally
+from ... import runtime
+from ...errors import PatchRequiredError
+from ...settings import AUTO, JOINT
+from ..clipping import grad_clip
+from . import tally
 from .normalization import StepTokens, step_tokens
 from .trained_tokens import all_ranks, trained_tokens
 
@@ -42,7 +43,7 @@ def forward_backward_batch(original: Any, self: Any, data: Any, *args: Any, **kw
 
 
 def clip_as_asked(chunks: list[Any], *, detach_encoder: bool) -> None:
-    """Tell :mod:`.grad_clip` about the models that are trained here; on every rank alike.
+    """Tell :mod:`..clipping.grad_clip` about the models that are trained here; on every rank alike.
 
     Raises:
         PatchRequiredError: a limit for MTP alone was set, and this megatron-core's optimizers cannot be patched.

@@ -1,0 +1,8 @@
+"""Every check of a layout, by name."""
+
+from __future__ import annotations
+
+from . import gradients, isolation  # noqa: F401  # they register their checks
+from .registry import CHECKS, Cell, Check
+
+__all__ = ["CHECKS", "Cell", "Check"]

@@ -1,0 +1,102 @@
+"""The list of checks, what they run in, and the comparison that most of them make."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..checks.registry import expect, expect_close, expect_same, is_mtp, only
+from ..models import build
+from ..reference import cross_entropies
+from .batches import Grid, grid
+from .expected import Expected, LossesOf, Normalisation, counts, expected
+from .groups import Groups
+from .layouts import Layout
+from .stand_ins import forget_expert_losses
+from .step import Outcome, Trainer
+
+#: fp32 against fp64, with sums in another order, relative to the largest gradient of a parameter.
+TOLERANCE = 2e-5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A layout in use."""
+
+    layout: Layout
+    groups: Groups
+    megatron_core: tuple[int, ...]
+
+    def expected(self, batches: Grid, normalisation: Normalisation, **options: Any) -> Expected:
+        """From one process that holds everything; every process computes it for itself."""
+        how = {name: options.pop(name) for name in ("detach_encoder", "losses_of") if name in options}
+        whole = {k: v for k, v in {**self.layout.model, **options}.items() if k != "sequence_parallel"}
+        with self.groups.single():
+            from verl_mtp_plugin.testing.te_attention import DotProductAttention
+
+            forget_expert_losses()
+            model = build(torch.device("cpu"), attention=DotProductAttention, **whole)
+            return expected(model, batches, self.layout, normalisation, **how)
+
+    def tokens(self, batches: Grid, depths: int) -> contextlib.AbstractContextManager[None]:
+        """The step's trained tokens made known, as the patches on verl's engine do."""
+        from verl_mtp_plugin.training.step.normalization import StepTokens, step_tokens
+
+        main = sum(float(b.loss_mask.sum()) for step in batches for item in step for b in item.rows)
+        totals = tuple(float(count) for count in counts(batches, depths))
+        return step_tokens(StepTokens(totals, ranks=self.layout.data * self.layout.context, divisor=main))
+
+
+@dataclass(frozen=True)
+class Check:
+    """What it says in one line, and the function."""
+
+    says: str
+    run: Callable[[Cell], str]
+
+
+CHECKS: dict[str, Check] = {}
+
+
+def check(function: Callable[[Cell], str]) -> Callable[[Cell], str]:
+    """Register a check under its function's name; the first line of the docstring is what it says."""
+    CHECKS[function.__name__] = Check((function.__doc__ or "").strip().splitlines()[0], function)
+    return function
+
+
+def as_expected(
+    cell: Cell,
+    batches: Grid | None = None,
+    normalisation: Normalisation = Normalisation.RANK,
+    *,
+    detach_encoder: bool = False,
+    losses_of: LossesOf = cross_entropies,
+    besides: Mapping[str, Any] | None = None,
+    **model: Any,
+) -> str:
+    """All gradients of a step. With ``detach_encoder`` those of the MTP block alone: experts have other losses too."""
+    batches = grid(cell.layout) if batches is None else batches
+    wanted = cell.expected(
+        batches, normalisation, detach_encoder=detach_encoder, losses_of=losses_of, **model
+    ).gradients
+    known = cell.tokens(batches, model.get("mtp", 1))
+    with known if normalisation is Normalisation.GLOBAL else contextlib.nullcontext():
+        outcome = Trainer(cell.layout, detach_encoder=detach_encoder, **model, **(besides or {})).run(batches)
+    names = [name for name in wanted if is_mtp(name) or not detach_encoder]
+    expect(any(is_mtp(name) and bool(wanted[name].any()) for name in names), "the reference has no MTP gradient")
+    return expect_close(outcome.gradients, only(wanted, names), TOLERANCE, "gradient of")
+
+
+def plain(cell: Cell, batches: Grid, **model: Any) -> Outcome:
+    """The same layout without MTP."""
+    return Trainer(cell.layout, mtp=None, **model).run(batches, labels=False, main=1.0)
+
+
+def expect_outputs(outcome: Outcome, other: Outcome) -> None:
+    """The same logits, bit for bit."""
+    for one, two in zip(outcome.outputs, other.outputs, strict=True):
+        expect_same(one, two, "logits")

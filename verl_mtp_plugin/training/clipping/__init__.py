@@ -1,0 +1,1 @@
+"""The MTP gradients' own norm, and their clipping apart from the policy's."""

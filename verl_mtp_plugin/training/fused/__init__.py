@@ -1,0 +1,1 @@
+"""verl's fused log-prob kernels together with MTP training."""

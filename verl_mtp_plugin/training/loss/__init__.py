@@ -1,0 +1,5 @@
+"""The loss of a draft head: chunked, over a vocabulary that may be sharded, for one of several objectives."""
+
+from .chunked import Objective, Totals, automatic_chunk, chunked_loss
+
+__all__ = ["Objective", "Totals", "automatic_chunk", "chunked_loss"]

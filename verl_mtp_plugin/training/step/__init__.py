@@ -1,0 +1,1 @@
+"""One optimizer step of verl: its trained tokens counted before it, its MTP metrics reported after it."""
