@@ -136,14 +136,16 @@ def stack(session: nox.Session) -> None:
         pytest = ("-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *chosen)
         _run_in_stack(session, *pytest, VERL_MTP_CONTRACT_OUT=outcomes)
         if not session.posargs:
-            # The committed table must be what this run has found.
-            _run_in_stack(session, "-m", "tests.contract.generate", "--check", "--from", outcomes)
+            # The committed tables must be what this run has found.
+            for tables in ("tests.contract.generate", "tests.contract.parallel.generate"):
+                _run_in_stack(session, "-m", tables, "--check", "--from", outcomes)
 
 
 @nox.session(venv_backend="none", requires=["layers"])
 def matrix(session: nox.Session) -> None:
-    """Run the contract matrix with and without the plugin, and write docs/RESULTS.md's table."""
+    """Run the contract matrix with and without the plugin, and its two-process cells, and write docs/RESULTS.md."""
     _run_in_stack(session, "-m", "tests.contract.generate", *session.posargs)
+    _run_in_stack(session, "-m", "tests.contract.parallel.generate", *session.posargs)
 
 
 @nox.session(venv_backend="none", requires=["layers"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from typing import Any
 
@@ -90,14 +89,14 @@ def packed_as_reference(world: World, **config: Any) -> str:
     batch, parts = packed_batch(world)
     model = world.asked(packed=True, **config)
     if world.megatron_core < (0, 16):
-        return _refused(world, model, batch)
+        return refused(world, model, batch)
     expected = reference(world.build(packed=True), *parts)
     outcome = world.train(model, batch)
     close = expect_close(outcome.gradients, expected.gradients, world.tolerance, "gradient of")
     return f"{close}, {expect_losses(outcome, expected.losses, 10 * world.tolerance)}"
 
 
-def _refused(world: World, model: object, batch: Batch) -> str:
+def refused(world: World, model: object, batch: Batch) -> str:
     try:
         world.train(model, batch)
     except Exception as error:
@@ -146,24 +145,28 @@ def recompute_selective(world: World) -> str:
 
 @check()
 def repeated_layer(world: World) -> str:
-    """mtp_use_repeated_layer, where this megatron-core has it: two depths through one layer, as the reference"""
-    if not _config_has("mtp_use_repeated_layer"):
-        return "not in this megatron-core"
+    """mtp_use_repeated_layer: two depths through one layer, as the reference; an unknown option before 0.17"""
+    if world.megatron_core < (0, 17):
+        return _unknown_option(world, mtp_use_repeated_layer=True)
     return gradients_as_reference(world, mtp=2, mtp_use_repeated_layer=True)
 
 
 @check()
 def mup_scaling(world: World) -> str:
-    """MuP's factor on the logits, where this megatron-core has it: in the MTP loss as in the main logits"""
-    if not _config_has("use_mup"):
-        return "not in this megatron-core"
+    """MuP's factor on the logits: in the MTP loss as in the main logits; an unknown option before 0.17"""
+    if world.megatron_core < (0, 17):
+        return _unknown_option(world, use_mup=True)
     mup: dict[str, Any] = {"use_mup": True, "mup_base_hidden_size": 16}
     outcome = world.run(world.asked(**mup), labels=None)
     expect_same(outcome.output, world.plain(**mup).output, "logits")
     return gradients_as_reference(world, **mup)
 
 
-def _config_has(name: str) -> bool:
-    from megatron.core.transformer.transformer_config import TransformerConfig
-
-    return name in {field.name for field in dataclasses.fields(TransformerConfig)}
+def _unknown_option(world: World, **option: Any) -> str:
+    (name,) = option
+    try:
+        world.build(mtp=2, **option)
+    except TypeError as error:
+        expect(name in str(error), f"an error that does not name {name}: {error}")
+        return f"refused: {error}"
+    raise AssertionError(f"{name} was taken, but not tested here")
