@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +52,10 @@ class Engine:
         learning_rate: float = 3e-3,
         with_mtp: bool = True,
         vanilla_mbridge: bool = True,
+        remove_padding: bool = True,
+        micro_batch_tokens: int = 8192,
+        ddp_config: Mapping[str, Any] | None = None,
+        saved: tuple[str, ...] = ("model", "optimizer", "extra"),
     ) -> None:
         from verl.trainer.config import CheckpointConfig
         from verl.workers.config import HFModelConfig, McoreEngineConfig, McoreOptimizerConfig
@@ -63,7 +67,7 @@ class Engine:
             backend="megatron",
             model_config=HFModelConfig(
                 path=str(folder),
-                use_remove_padding=True,
+                use_remove_padding=remove_padding,
                 override_config={"attn_implementation": "eager"},
                 mtp=MtpConfig(
                     enable=with_mtp, enable_train=train_mtp, detach_encoder=True, mtp_loss_scaling_factor=0.3
@@ -72,10 +76,11 @@ class Engine:
             engine_config=McoreEngineConfig(
                 use_mbridge=True,
                 vanilla_mbridge=vanilla_mbridge,
-                use_remove_padding=True,
+                use_remove_padding=remove_padding,
                 use_distributed_optimizer=True,
                 tensor_model_parallel_size=1,
                 dtype="bfloat16",
+                override_ddp_config=dict(ddp_config or {}),
                 override_transformer_config=dict(verl_engine.TRANSFORMER_CONFIG),
             ),
             optimizer_config=McoreOptimizerConfig(
@@ -87,18 +92,26 @@ class Engine:
                 clip_grad=1.0,
                 weight_decay=0.0,  # so that a tensor without a gradient stays as it is, bit for bit
             ),
-            checkpoint_config=CheckpointConfig(),
+            checkpoint_config=CheckpointConfig(save_contents=list(saved), load_contents=list(saved)),
         )
         self._engine.initialize()
         self.tokenizer = self._engine.model_config.tokenizer
+        self._batch_options = {"use_remove_padding": remove_padding, "max_token_len_per_gpu": micro_batch_tokens}
+
+    def batch(self, problems: list[Problem]) -> Any:
+        """The problems as this engine takes them: a TensorDict."""
+        from verl.utils import tensordict_utils
+
+        data = verl_batch(self.tokenizer, problems)
+        tensordict_utils.assign_non_tensor(data, **self._batch_options)
+        return data
 
     def train(self, problems: list[Problem]) -> Step:
         """One optimizer step on one batch."""
         from verl.workers.utils.losses import sft_loss
 
         with self._engine.train_mode():
-            batch = verl_batch(self.tokenizer, problems)
-            output = self._engine.train_batch(batch, loss_function=partial(sft_loss, config=None))
+            output = self._engine.train_batch(self.batch(problems), loss_function=partial(sft_loss, config=None))
             self._engine.lr_scheduler_step()
         metrics = output["metrics"]
         mtp_losses = [_mean(value) for name, value in metrics.items() if name.startswith("mtp/loss_depth")]
@@ -112,7 +125,7 @@ class Engine:
         """Log-probability of each next token, ``[t - 1]`` of each problem: what PPO and GRPO recompute every step."""
         from verl.utils import tensordict_utils
 
-        batch = verl_batch(self.tokenizer, problems)
+        batch = self.batch(problems)
         tensordict_utils.assign_non_tensor(batch, calculate_entropy=True, compute_loss=False)
         with self._engine.eval_mode():
             output = self._engine.infer_batch(batch, loss_function=None)

@@ -39,7 +39,7 @@ def install() -> None:
     extension = importlib.import_module("megatron.core.extensions.transformer_engine")
     if getattr(extension, "HAVE_TE", False):
         raise RuntimeError("TransformerEngine is installed here: the stand-ins would hide it")
-    names = _stand_ins()
+    names = stand_ins()
     _rename_everywhere(names)  # the spec provider, imported next, copies them
     for name, value in names.items():
         setattr(extension, name, value)
@@ -53,7 +53,8 @@ def install() -> None:
     _installed.add("transformer_engine")
 
 
-def _stand_ins() -> dict[str, Any]:
+def stand_ins() -> dict[str, Any]:
+    """The stand-in for each of TransformerEngine's classes, by its name."""
     from . import te_attention, te_modules  # they import megatron-core
 
     return {
@@ -81,7 +82,7 @@ def _spec_provider(original: type) -> type:
 
     class SpecProvider(original):
         def layer_norm(self, *args: Any, **kwargs: Any) -> Any:
-            return _stand_ins()["TENorm"]
+            return stand_ins()["TENorm"]
 
         def activation_func(self) -> None:
             """None is Megatron's own activation."""

@@ -35,3 +35,5 @@ def install() -> None:
     importlib.import_module("verl.workers.engine.megatron.transformer_impl")
     if importlib.util.find_spec("verl.plugin") is None:
         vars(importlib.import_module("verl.utils.device"))["is_cuda_available"] = True
+    # Where verl makes the process group itself, its tensors are on the CPU.
+    vars(importlib.import_module("verl.utils.distributed"))["get_nccl_backend"] = lambda: "gloo"

@@ -106,6 +106,21 @@ def metrics(depths: int) -> dict[str, float]:
     return found
 
 
+def worker_metrics(original: Any, self: Any, output: Any, *args: Any, **kwargs: Any) -> Any:
+    """``TrainingWorker._postprocess_output``, which gathers every metric into lists and reduces verl's own alone.
+
+    Those of :func:`metrics` are the same on all ranks already: they stay numbers, for SFT's trackers as for RL's.
+    """
+    found = output["metrics"]
+    own = {name: float(found.pop(name)[0]) for name in list(found) if name.startswith("mtp/")}
+    result = original(self, output, *args, **kwargs)
+    if own:
+        from verl.utils import tensordict_utils
+
+        tensordict_utils.get(result, "metrics").update(own)
+    return result
+
+
 def no_metrics(original: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
     """``get_megatron_mtp_loss`` as the engine calls it: its place is taken by :func:`metrics`."""
     return {}

@@ -9,6 +9,7 @@ from ...environment import Environment
 from ...patching import Patch, PatchSet, Target, Verdict, applicable, around, not_needed
 
 ENGINE: Final = "verl.workers.engine.megatron.transformer_impl"
+WORKERS: Final = "verl.workers.engine_workers"
 ACTOR: Final = "verl.workers.actor.megatron_actor"
 REASON: Final = (
     "each micro-batch's and context-parallel rank's MTP loss counts the same however few tokens it has, verl's MTP "
@@ -33,6 +34,12 @@ def _no_metrics(original: Any, *args: Any, **kwargs: Any) -> Any:
     from .engine import no_metrics
 
     return no_metrics(original, *args, **kwargs)
+
+
+def _worker_metrics(original: Any, *args: Any, **kwargs: Any) -> Any:
+    from .engine import worker_metrics
+
+    return worker_metrics(original, *args, **kwargs)
 
 
 def _actor_forward_backward_batch(original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -79,6 +86,14 @@ PATCHES: Final = (
             _patch("engine_step", ENGINE, "MegatronEngine.train_batch", _train_batch),
             _patch("engine_step", ENGINE, "get_megatron_mtp_loss", _no_metrics),
         ),
+    ),
+    Patch(
+        id="training.worker_metrics",
+        target=Target(WORKERS, "TrainingWorker._postprocess_output"),
+        reason="the MTP metrics reach verl's SFT trainer as lists in lists, which its console and trackers leave out",
+        upstream="no release; delete when verl reduces all metrics of its engines, and not mtp_losses alone",
+        build=around(_worker_metrics),
+        absent_ok=True,
     ),
     PatchSet(
         "training.legacy_actor",
