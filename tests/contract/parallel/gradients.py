@@ -15,85 +15,81 @@ from .registry import Cell, as_expected, check
 from .step import Trainer
 
 
-@check
+@check()
 def gradients(cell: Cell) -> str:
     """Uneven trained tokens: gradients of MTP block, trunk and embedding; none of the head"""
     return as_expected(cell)
 
 
-@check
+@check()
 def gradients_detached(cell: Cell) -> str:
     """The same with detach_encoder: gradients of the MTP block"""
     return as_expected(cell, detach_encoder=True)
 
 
-@check
+@check()
 def gradients_tied(cell: Cell) -> str:
     """The same with tied weights: the embedding without the head's share"""
     return as_expected(cell, tied=True)
 
 
-@check
+@check()
 def depths(cell: Cell) -> str:
     """The same with two depths"""
     return as_expected(cell, mtp=2)
 
 
-@check
+@check(since=(0, 17))
 def repeated_layer(cell: Cell) -> str:
-    """Two depths by one layer (mtp_use_repeated_layer), where the release has it"""
-    if cell.megatron_core < (0, 17):
-        return "megatron-core < 0.17 has no mtp_use_repeated_layer"
+    """Two depths by one layer (mtp_use_repeated_layer, since megatron-core 0.17)"""
     return as_expected(cell, mtp=2, mtp_use_repeated_layer=True)
 
 
-@check
+@check(since=(0, 17))
 def mup(cell: Cell) -> str:
-    """MuP (use_mup), where the release has it: MTP logits scaled as the main ones"""
-    if cell.megatron_core < (0, 17):
-        return "megatron-core < 0.17 has no use_mup"
+    """MuP (use_mup, since megatron-core 0.17): MTP logits scaled as the main ones"""
     return as_expected(cell, use_mup=True, mup_base_hidden_size=8)
 
 
-@check
+@check()
 def recompute(cell: Cell) -> str:
     """Full activation recompute, two depths: the same gradients"""
     full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     return as_expected(cell, mtp=2, besides=full)
 
 
-@check
+@check()
 def microbatches(cell: Cell) -> str:
     """Two uneven micro-batches: upstream's mean per micro-batch and rank"""
     return as_expected(cell, grid(cell.layout, 2))
 
 
-@check
+@check()
 def per_token(cell: Cell) -> str:
     """The same with calculate_per_token_loss"""
     return as_expected(cell, grid(cell.layout, 2), Normalisation.PER_TOKEN, calculate_per_token_loss=True)
 
 
-@check
+@check()
 def step_tokens(cell: Cell) -> str:
     """The step's tokens known, two uneven micro-batches, two depths: one mean, however it is cut"""
     return as_expected(cell, grid(cell.layout, 2), Normalisation.GLOBAL, mtp=2)
 
 
-@check
+@check()
 def step_tokens_per_token(cell: Cell) -> str:
     """The same with calculate_per_token_loss"""
     return as_expected(cell, grid(cell.layout, 2), Normalisation.GLOBAL, calculate_per_token_loss=True)
 
 
-@check
+@check()
 def soft_objective(cell: Cell) -> str:
     """loss=soft_cross_entropy, two depths: against the policy's distribution, across the cut"""
     with trained_for("soft_cross_entropy"):
         return as_expected(cell, grid(cell.layout, 2), Normalisation.GLOBAL, mtp=2, losses_of=soft_cross_entropies)
 
 
-@check
+@check()
 def zero_on_one_rank(cell: Cell) -> str:
     """No trained token on one rank or in one micro-batch: finite, and as expected either way of normalising"""
     batches = silenced(cell.layout)
@@ -119,7 +115,7 @@ def silenced(layout: Layout) -> list[list[Item]]:
     return batches
 
 
-@check
+@check()
 def zero_everywhere(cell: Cell) -> str:
     """No trained token at all: finite losses and gradients, and none but that of the experts' own loss"""
     batches = [[item.masked(keep=0.0) for item in step] for step in grid(cell.layout, 2)]

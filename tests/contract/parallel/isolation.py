@@ -15,7 +15,7 @@ from .step import Trainer
 from .weights import EMBEDDING, HEAD
 
 
-@check
+@check()
 def metric(cell: Cell) -> str:
     """The plugin's MTP losses are the means over all trained tokens of the step"""
     from megatron.core import parallel_state
@@ -34,7 +34,7 @@ def metric(cell: Cell) -> str:
     return "losses " + ", ".join(f"{value:.4f}" for value in wanted)
 
 
-@check
+@check()
 def head_isolated(cell: Cell) -> str:
     """With a main loss: logits and the untied head's gradient of the same layout without MTP, bit for bit"""
     batches = grid(cell.layout, 2)
@@ -56,19 +56,19 @@ def _isolated(cell: Cell, **model: Any) -> str:
     return f"{len(without.gradients)} gradients bit-equal"
 
 
-@check
+@check()
 def detach_isolates(cell: Cell) -> str:
     """detach_encoder: everything but the MTP block as in the same layout without MTP, bit for bit"""
     return _isolated(cell)
 
 
-@check
+@check()
 def detach_isolates_tied(cell: Cell) -> str:
     """The same with tied weights"""
     return _isolated(cell, tied=True)
 
 
-@check
+@check()
 def labels_none(cell: Cell) -> str:
     """labels=None: no MTP layer runs; logits and gradients of the same layout without MTP, bit for bit"""
     batches = grid(cell.layout, 2)
@@ -84,7 +84,7 @@ def labels_none(cell: Cell) -> str:
     return "untied and tied"
 
 
-@check
+@check()
 def no_grad(cell: Cell) -> str:
     """Without gradients, labels given or not: no MTP layer runs; logits of the same layout without MTP"""
     batches, subject, bare = grid(cell.layout, 2), Trainer(cell.layout), Trainer(cell.layout, mtp=None)
@@ -99,11 +99,9 @@ def no_grad(cell: Cell) -> str:
     return "train and eval mode"
 
 
-@check
+@check(pipeline_only=True)
 def standalone_stage(cell: Cell) -> str:
     """MTP layers on a pipeline stage of their own: trained as expected, or refused in words, at once, on every stage"""
-    if cell.layout.pipeline == 1:
-        return "no pipeline"
     from verl_mtp_plugin.errors import UnsupportedError
 
     apart: dict[str, Any] = {"pipeline_model_parallel_layout": STANDALONE}

@@ -51,21 +51,40 @@ class Cell:
         return step_tokens(StepTokens(totals, ranks=self.layout.data * self.layout.context, divisor=main))
 
 
+CheckFunction = Callable[[Cell], str]
+
+
 @dataclass(frozen=True)
 class Check:
-    """What it says in one line, and the function."""
+    """What it says in one line, the function, and where there is something to check."""
 
     says: str
-    run: Callable[[Cell], str]
+    run: CheckFunction
+    since: tuple[int, ...]  # the megatron-core that brought what is checked
+    pipeline_only: bool
 
 
 CHECKS: dict[str, Check] = {}
 
 
-def check(function: Callable[[Cell], str]) -> Callable[[Cell], str]:
+def check(*, since: tuple[int, ...] = (), pipeline_only: bool = False) -> Callable[[CheckFunction], CheckFunction]:
     """Register a check under its function's name; the first line of the docstring is what it says."""
-    CHECKS[function.__name__] = Check((function.__doc__ or "").strip().splitlines()[0], function)
-    return function
+
+    def register(function: CheckFunction) -> CheckFunction:
+        says = (function.__doc__ or "").strip().splitlines()[0]
+        CHECKS[function.__name__] = Check(says, function, since, pipeline_only)
+        return function
+
+    return register
+
+
+def checks_for(layout: Layout, megatron_core: tuple[int, ...]) -> list[str]:
+    """The names of the checks that a layout runs on a release; no other one counts as passed."""
+    return [
+        name
+        for name, each in CHECKS.items()
+        if megatron_core >= each.since and (layout.pipeline > 1 or not each.pipeline_only)
+    ]
 
 
 def as_expected(

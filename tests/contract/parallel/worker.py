@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def plan(options: Any, megatron_core: tuple[int, ...]) -> Iterator[tuple[str, str, str]]:
     """Layout, check and fault of everything that is to be run."""
-    from .checks import CHECKS
+    from .checks import checks_for
     from .faults import MUST_TRIP
 
     if options.faults:
@@ -53,7 +53,7 @@ def plan(options: Any, megatron_core: tuple[int, ...]) -> Iterator[tuple[str, st
         return
     for layout in options.layouts.split(","):
         if megatron_core >= BY_NAME[layout].since:
-            wanted = options.checks.split(",") if options.checks else CHECKS
+            wanted = options.checks.split(",") if options.checks else checks_for(BY_NAME[layout], megatron_core)
             yield from ((layout, check, "none") for check in wanted)
 
 
