@@ -1,7 +1,7 @@
 """Trains a tiny MiMo with and without MTP through verl's real Megatron engine, and prints what came of both.
 
-``python -m tests.stack.engine_worker FOLDER mbridge|megatron-bridge packed|padded model,optimizer,extra``; the last
-argument is what a checkpoint holds.
+``python -m tests.stack.engine_worker FOLDER mbridge|megatron-bridge packed|padded model,optimizer,extra [per_token]``.
+The fourth argument is what a checkpoint holds, the fifth sets ``calculate_per_token_loss``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from . import tiny_mimo  # first: it makes the quickstart's modules importable
 import engine
 import model
 from data import Problem, Problems, encode
+
+from verl_mtp_plugin.testing import verl_engine
 
 from .engine_expected import expected_step
 
@@ -91,6 +93,7 @@ def expected(trained: engine.Engine, weights: Weights, problems: list[Problem]) 
 def main() -> None:
     folder, bridge, layout, saved = Path(sys.argv[1]), *sys.argv[2:5]
     engine.prepare(plugin=True)
+    verl_engine.TRANSFORMER_CONFIG["calculate_per_token_loss"] = "per_token" in sys.argv
     tiny_mimo.prepare_bridge(bridge)
     path = tiny_mimo.make(folder / "mimo", bridge)
     made = model.load(path)

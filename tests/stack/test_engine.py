@@ -41,10 +41,12 @@ class Stack:
     release: str = "0.15.1"
     layout: str = "packed"
     clip_grad: str = ""
+    per_token: bool = False
 
     def __str__(self) -> str:
         parts = f"verl-{self.verl}", f"megatron-core-{self.megatron_core}", f"{self.bridge}-{self.release}"
-        return "_".join([*parts, self.layout, *filter(None, [self.clip_grad])])
+        more = [self.clip_grad, "per_token" if self.per_token else ""]
+        return "_".join([*parts, self.layout, *filter(None, more)])
 
     @property
     def saved(self) -> str:
@@ -83,7 +85,7 @@ def run(stack: Stack, folder: Path) -> subprocess.CompletedProcess[str]:
     if stack.clip_grad:
         env["VERL_MTP_PLUGIN_CLIP_GRAD"] = stack.clip_grad
     command = [sys.executable, "-W", "ignore", "-m", "tests.stack.engine_worker"]
-    command += [str(folder), stack.bridge, stack.layout, stack.saved]
+    command += [str(folder), stack.bridge, stack.layout, stack.saved, *(["per_token"] if stack.per_token else [])]
     return subprocess.run(command, cwd=stacks.ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
@@ -185,6 +187,16 @@ def test_clipping_with_the_policy_changes_it(found: Results) -> None:
     assert joint["policy_metrics"] == found[REFERENCE]["policy_metrics"]
     first, alone = joint["metrics"][0], joint["policy_metrics"][0]
     assert first["grad_norm"] == pytest.approx(math.hypot(alone["grad_norm"], first["mtp/grad_norm"]), rel=1e-5)
+
+
+def test_both_normalisations_mean_the_same(found: Results) -> None:
+    """calculate_per_token_loss: Megatron sums gradients and divides once, by tokens that verl counts."""
+    per_token = found[Stack("0.9.1", "0.16.1", per_token=True)]
+    assert per_token["policy_equal"]
+    for theirs, ours in zip(found[REFERENCE]["metrics"], per_token["metrics"], strict=True):
+        assert ours["mtp/tokens"] == theirs["mtp/tokens"]
+        assert ours["mtp/loss_depth1"] == pytest.approx(theirs["mtp/loss_depth1"], rel=LOSS_TOLERANCE)
+        assert ours["mtp/grad_norm"] == pytest.approx(theirs["mtp/grad_norm"], rel=NORM_TOLERANCE)
 
 
 def test_packed_sequences_are_refused_where_mtp_would_mix_them(tmp_path: Path) -> None:

@@ -93,12 +93,12 @@ def metrics(depths: int) -> dict[str, float]:
     is the token that was sampled. ``mtp/tokens``: trained tokens of depth 1. ``mtp_losses/mtp_{d}_loss`` is verl's own
     name of the loss.
     """
-    import torch
     from megatron.core import parallel_state
+    from verl.utils.device import get_device_id
 
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     found: dict[str, float] = {}
-    for depth, (loss, acceptance, tokens) in enumerate(tally.take(depths, group, torch.cuda.current_device()), 1):
+    for depth, (loss, acceptance, tokens) in enumerate(tally.take(depths, group, get_device_id()), 1):
         found[f"mtp_losses/mtp_{depth}_loss"] = loss
         found[f"mtp/loss_depth{depth}"] = loss
         found[f"mtp/top1_acceptance_depth{depth}"] = acceptance
@@ -136,13 +136,14 @@ def _trained_depths(engine: Any) -> int:
 def _count(engine: Any, data: Any, depths: int) -> StepTokens:
     import torch
     from megatron.core import parallel_state
+    from verl.utils.device import get_device_id
 
-    group, device = engine.get_data_parallel_group(), torch.cuda.current_device()
+    group, device = engine.get_data_parallel_group(), get_device_id()
     counts = trained_tokens(data["input_ids"], data["loss_mask"], data.get("attention_mask", None), depths)
     divisor = 1.0
     if engine.tf_config.calculate_per_token_loss and hasattr(engine, "_routed_num_tokens"):
         routed = engine._routed_num_tokens(data)  # what verl lets Megatron divide gradients by
-        divisor = all_ranks(torch.as_tensor(routed).double(), group, device)  # type: ignore[assignment]
+        (divisor,) = all_ranks(torch.as_tensor(routed).double().reshape(1), group, device)
     return StepTokens(
         per_depth=tuple(all_ranks(counts, group, device)),
         ranks=parallel_state.get_data_parallel_world_size(with_context_parallel=True),

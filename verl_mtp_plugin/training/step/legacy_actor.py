@@ -45,8 +45,8 @@ def _trains(actor: Any) -> bool:
 
 
 def _count(actor: Any, data: Any) -> StepTokens:
-    import torch
     from megatron.core import parallel_state
+    from verl.utils.device import get_device_id
 
     batch = data.batch
     attention_mask, responses = batch["attention_mask"], batch["responses"].shape[1]
@@ -55,6 +55,6 @@ def _count(actor: Any, data: Any) -> StepTokens:
     counts = trained_tokens(batch["input_ids"], loss_mask, attention_mask, actor.tf_config.mtp_num_layers)
     group = parallel_state.get_data_parallel_group()
     return StepTokens(
-        per_depth=tuple(all_ranks(counts, group, torch.cuda.current_device())),
+        per_depth=tuple(all_ranks(counts, group, get_device_id())),
         ranks=parallel_state.get_data_parallel_world_size(with_context_parallel=True),
     )
