@@ -7,10 +7,13 @@ products around them. Without Triton, or on the CPU, :mod:`.vocabulary` uses PyT
 from __future__ import annotations
 
 import importlib.util
+import logging
 from functools import lru_cache
 from typing import Any
 
 import torch
+
+logger = logging.getLogger("verl_mtp_plugin")
 
 READ_BLOCK, WRITE_BLOCK = 2048, 8192  # the fastest on an H100 with 151,680 columns
 #: A lane that has seen nothing yet. Finite, so that differences are no NaN.
@@ -61,7 +64,29 @@ def _kernels() -> Any:
 def usable(logits: torch.Tensor) -> bool:
     """Whether the kernels can take these logits: on CUDA, contiguous, of at most 32 bits."""
     small = logits.dtype in (torch.bfloat16, torch.float16, torch.float32)
-    return logits.is_cuda and small and logits.is_contiguous() and _kernels() is not None
+    return logits.is_cuda and small and logits.is_contiguous() and works(logits.device)
+
+
+@lru_cache(maxsize=16)
+def works(device: torch.device) -> bool:
+    """Whether the kernels can be built and are right on this device: tried once, on three logits.
+
+    Triton needs a C compiler at run time, which a container may lack; PyTorch is then slower, and as right.
+    """
+    if _kernels() is None:
+        return False
+    try:
+        logits = torch.tensor([[0.0, 1.0, 0.5]], device=device)
+        highest, log_sum, best = row_statistics(logits, 1.0)
+        slope = cross_entropy_slope(logits.clone(), 1.0, highest, log_sum, torch.tensor([2], device=device))
+        expected = logits.softmax(-1) - torch.tensor([[0.0, 0.0, 1.0]], device=device)
+        right = best.item() == 1 and torch.allclose(slope, expected, atol=1e-5)
+        problem = "" if right else f"wrong results: {slope.tolist()}, expected {expected.tolist()}"
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        logger.warning("MTP loss: Triton kernels cannot be used on %s, PyTorch's are slower (%s)", device, problem)
+    return not problem
 
 
 def row_statistics(logits: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
