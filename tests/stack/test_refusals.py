@@ -7,7 +7,7 @@ from .conftest import RunStack, results
 OWN_STAGE = """
     from types import SimpleNamespace
     from verl_mtp_plugin.errors import UnsupportedError
-    from verl_mtp_plugin.training.mtp_loss import check_supported
+    from verl_mtp_plugin.training.mtp_block import check_supported
 
     for post_process, mtp in ((True, True), (False, False), (True, False), (False, True)):
         try:
