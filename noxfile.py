@@ -25,7 +25,7 @@ LAYERS_VARIABLE = "VERL_MTP_LAYERS"  # where tests and examples look for them
 REQUIREMENTS = ROOT / "tests" / "requirements"
 #: megatron-core's and verl's releases all work with this one, and so does everything under tests/.
 PYTHON = "3.11"
-STACK_TESTS = ("tests/stack", "tests/contract")
+STACK_TESTS = ("tests/stack", "tests/bridges", "tests/contract")
 #: The packages that import neither torch nor verl are also tested on these, where the machine has them.
 OTHER_PYTHONS = ("3.10", "3.12", "3.13")
 NOX = "nox==2026.10.20"  # the version of tests/requirements/lint.txt

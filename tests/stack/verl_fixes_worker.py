@@ -155,7 +155,7 @@ def none_built(folder: Path) -> Any:
 @case
 def pipeline_stages(folder: Path) -> Any:
     """Which chunks of a model ``check_mtp_was_built`` refuses."""
-    from verl_mtp_plugin.verl_fixes.built import check_mtp_was_built
+    from verl_mtp_plugin.bridges.built import check_mtp_was_built
 
     found = {}
     for name, (depths, last, block) in {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .family import ModelFamily
+from .family import BRIDGES, MBRIDGE, MEGATRON_BRIDGE, ModelFamily
 from .model_class import ModelClass, Seam
 
-__all__ = ["ModelClass", "ModelFamily", "Seam"]
+__all__ = ["BRIDGES", "MBRIDGE", "MEGATRON_BRIDGE", "ModelClass", "ModelFamily", "Seam"]

@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+#: The two bridges between Hugging Face's weights and Megatron's that verl uses, by distribution name.
+MBRIDGE: Final = "mbridge"
+MEGATRON_BRIDGE: Final = "megatron-bridge"
+BRIDGES: Final = (MBRIDGE, MEGATRON_BRIDGE)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFamily:
-    """Models that share an architecture and name their MTP head alike."""
+    """Models that share an architecture and name their MTP head alike.
+
+    Nothing here decides whether a bridge supports the family: that is found by asking the bridge.
+    """
 
     name: str  # "MiMo"
     architectures: tuple[str, ...]  # HF ``architectures``: ("MiMoForCausalLM",)
     num_layers_keys: tuple[str, ...]  # HF config keys that may hold the number of MTP layers, in order
+    model_types: tuple[str, ...] = ()  # HF ``model_type``, by which mbridge chooses: ("mimo",)
+    #: How names of MTP tensors in an HF checkpoint begin; ``{layers}`` is the number of the trunk's layers, after
+    #: which some families count on: ("model.layers.{layers}.",)
+    mtp_prefixes: tuple[str, ...] = ()
+    #: How names of tensors end that a checkpoint may hold besides, copies of the trunk's embedding and head:
+    #: ("embed_tokens.weight",). Rollout engines take the trunk's.
+    copies: tuple[str, ...] = ()
+    #: First release of a bridge known to support the family, for advice alone: {"megatron-bridge": "0.4.2"}
+    since: Mapping[str, str] = field(default_factory=dict)
+    #: A complete HF config at toy size, with which the installed bridges are asked (``verl-mtp models``).
+    sample: Mapping[str, Any] | None = None
+
+    def matches(self, hf_config: Any) -> bool:
+        """Whether an HF config object is of this family, by architecture or else by model type."""
+        architectures = getattr(hf_config, "architectures", None) or ()
+        if architectures:
+            return not set(self.architectures).isdisjoint(architectures)
+        return getattr(hf_config, "model_type", None) in self.model_types
+
+    def num_layers(self, hf_config: Any) -> int:
+        """The number of MTP layers that an HF config promises, at its top or in its ``text_config``; 0 if none."""
+        found = (getattr(part, key, None) for part in _parts(hf_config) for key in self.num_layers_keys)
+        return next((int(number) for number in found if number), 0)
+
+
+def _parts(hf_config: Any) -> Iterator[Any]:
+    yield hf_config
+    text = getattr(hf_config, "text_config", None)
+    if text is not None:
+        yield text

@@ -12,7 +12,7 @@ from ..environment import Environment
 from ..hookspecs import hookimpl
 from ..patching import Patch, PatchSet, Target, Verdict, applicable, around, not_needed, unsupported
 from ..verl_fixes import hooks as verl_fixes
-from . import class_hooks, mbridge_mimo, overlap_hooks
+from . import class_hooks, overlap_hooks
 from .clipping import hooks as clipping
 from .fused import hooks as fused
 from .step import hooks as step
@@ -138,5 +138,4 @@ def verl_mtp_patches(environment: Environment) -> Iterable[Patch | PatchSet]:
         *fused.PATCHES,
         *overlap_hooks.PATCHES,
         *verl_fixes.PATCHES,
-        *mbridge_mimo.PATCHES,
     )

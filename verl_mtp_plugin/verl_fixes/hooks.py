@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ..patching import Patch, PatchSet, Target, around
-from . import built, forward_only, legacy_workers, mtp_config, probes, value_head
+from . import forward_only, legacy_workers, mtp_config, probes, value_head
 
 ENGINE: Final = "verl.workers.engine.megatron.transformer_impl"
 #: verl 0.7.1's own workers; not there in later releases, so never imported.
@@ -56,13 +56,6 @@ PATCHES: Final[tuple[Patch | PatchSet, ...]] = (
         upstream="no release; delete when forward_step looks at forward_only",
         decide=probes.decide_forward_only,
         build=around(forward_only.infer_batch),
-    ),
-    Patch(
-        id="verl_fixes.built",
-        target=Target(ENGINE, "MegatronEngine._build_megatron_module"),
-        reason="where the bridge builds no MTP layers for a model, verl trains on without MTP and says nothing",
-        upstream="no release; delete when verl checks what its bridge built",
-        build=around(built.build_megatron_module),
     ),
     Patch(
         id="verl_fixes.legacy_config",

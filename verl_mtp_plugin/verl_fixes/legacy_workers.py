@@ -5,8 +5,8 @@ from __future__ import annotations
 from inspect import signature
 from typing import Any
 
+from ..bridges.built import bridge_name, check_mtp_was_built
 from ..errors import UnsupportedError
-from .built import bridge_name, check_mtp_was_built
 from .mtp_config import OVERRIDE
 
 

@@ -24,7 +24,7 @@ def ask(case: str, folder: Path, megatron_core: str = MEGATRON_CORE[0]) -> Any:
     """The worker's answer."""
     layers = [layer("mbridge", MBRIDGE), layer("megatron-core", megatron_core)]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, layers)), OMP_NUM_THREADS="1")
-    command = [sys.executable, "-W", "ignore", "-m", "tests.stack.mimo_worker", case, str(folder)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.bridges.mimo_worker", case, str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

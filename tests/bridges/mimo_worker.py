@@ -1,6 +1,6 @@
 """Real mbridge and real megatron-core in a process of its own: prints what :mod:`.test_mbridge_mimo` asks for, as JSON.
 
-``python -m tests.stack.mimo_worker CASE FOLDER``
+``python -m tests.bridges.mimo_worker CASE FOLDER``
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch  # noqa: E402
 from sampler import TinyMiMo  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from verl_mtp_plugin.bridges import mbridge_mimo  # noqa: E402
 from verl_mtp_plugin.patching.engine import PatchEngine  # noqa: E402
 from verl_mtp_plugin.patching.patch import Patch, PatchSet  # noqa: E402
 from verl_mtp_plugin.testing import cuda, transformer_engine  # noqa: E402
 from verl_mtp_plugin.testing.verl_engine import TRANSFORMER_CONFIG  # noqa: E402
-from verl_mtp_plugin.training import mbridge_mimo  # noqa: E402
 
 CASES: dict[str, Callable[[Path], Any]] = {}
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ..environment import installed_version
 from ..errors import UnsupportedError
+from ..models.family import MBRIDGE, MEGATRON_BRIDGE
+from .support import label
 
 
 def check_mtp_was_built(modules: Iterable[Any], *, bridge: str = "the bridge") -> None:
@@ -61,5 +62,4 @@ def build_megatron_module(original: Any, engine: Any, *args: Any, **kwargs: Any)
 
 def bridge_name(*, vanilla: bool) -> str:
     """The bridge that verl uses, and its version."""
-    name = "mbridge" if vanilla else "megatron-bridge"
-    return f"{name} {installed_version(name) or '(unknown version)'}"
+    return label(MBRIDGE if vanilla else MEGATRON_BRIDGE)

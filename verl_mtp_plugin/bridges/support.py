@@ -1,0 +1,26 @@
+"""The answer to: can this bridge build and convert this model's MTP?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..environment import installed_version
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """What asking one bridge has shown. ``supported`` is None where it could not be asked."""
+
+    bridge: str  # distribution name: "mbridge", "megatron-bridge"
+    supported: bool | None
+    detail: str  # what was seen; where not supported, why
+
+    @property
+    def label(self) -> str:
+        """The bridge and its version, for messages."""
+        return label(self.bridge)
+
+
+def label(bridge: str) -> str:
+    """A bridge and its installed version, for messages."""
+    return f"{bridge} {installed_version(bridge) or '(unknown version)'}"
