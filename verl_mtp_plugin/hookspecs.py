@@ -28,6 +28,31 @@ A model class that runs MTP in a method of its own is described as data, and tur
 A subclass of ``GPTModel`` that overrides neither method needs nothing. A class that fits neither seam brings patches of
 its own; until then a job that would train MTP on it stops with an ``UnsupportedError``. megatron-core's HybridModel
 (MambaModel before 0.18) is registered here in this way.
+
+A model family is described as data too. It says where a Hugging Face config holds the number of MTP layers, how their
+tensors are named, and with which toy config the bridges are asked about it by ``verl-mtp models``::
+
+    from verl_mtp_plugin.models import ModelFamily
+
+    @hookimpl
+    def verl_mtp_models():
+        return [
+            ModelFamily(
+                "MyModel",
+                architectures=("MyModelForCausalLM",),  # of config.json
+                num_layers_keys=("num_nextn_predict_layers",),  # the first of them that is set, also in text_config
+                model_types=("my_model",),  # by which mbridge chooses
+                mtp_prefixes=("model.layers.{layers}.",),  # {layers}: the number of the trunk's layers
+                copies=("embed_tokens.weight",),  # of the trunk's tensors, which the checkpoint may hold besides
+                since={"megatron-bridge": "0.7.0"},  # for advice in error messages
+                sample={"architectures": ["MyModelForCausalLM"], "model_type": "my_model", "hidden_size": 32, ...},
+            )
+        ]
+
+That describes a family; it makes no bridge support it. For a model that a bridge has no class for, register a class
+with the bridge (``mbridge.core.register_model``, ``MegatronModelBridge.register_bridge``) in a module that is imported
+in every worker, through ``model.external_lib``, say; for one that it converts wrongly, bring a patch. A family of
+another package that has the same architecture as a built-in one takes its place.
 """
 
 from __future__ import annotations
@@ -55,4 +80,4 @@ def verl_mtp_patches(environment: Environment) -> Iterable[Patch | PatchSet]:  #
 
 @hookspec
 def verl_mtp_models() -> Iterable[ModelFamily]:  # type: ignore[empty-body]
-    """Model families that carry an MTP head, described as data."""
+    """Model families that carry an MTP head, described as data. Must not import torch, verl or megatron."""

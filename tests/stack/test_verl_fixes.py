@@ -62,13 +62,13 @@ def run(verl: str, mode: str = "on", cases: tuple[str, ...] = CASES, megatron_co
 
 @pytest.mark.parametrize(
     ("verl", "needed"),
-    [("0.7.1", {"mtp_config", "value_head"}), ("0.8.0", {"mtp_config"}), (NEWEST, set())],
+    [("0.7.1", {"value_head"}), ("0.8.0", set()), (NEWEST, set())],
 )
 def test_each_release_gets_what_it_lacks(verl: str, needed: set[str]) -> None:
     decisions = run(verl)["decisions"]
-    always = {"forward_only", "built", "loss_mask"}  # no release has these
+    always = {"forward_only", "loss_mask", "mtp_config"}  # no release has all of these
     assert {name for name, decision in decisions.items() if decision == "applied"} == needed | always
-    rest = {"mtp_config", "value_head"} - needed
+    rest = {"value_head"} - needed
     assert {decisions[name] for name in rest} <= {"not_needed"}
 
 
@@ -265,13 +265,15 @@ def test_without_the_patch_no_critic_runs() -> None:
 
 
 @pytest.mark.parametrize("verl", VERSIONS)
-def test_training_mtp_that_was_not_built_is_refused(verl: str) -> None:
+def test_an_override_that_takes_enabled_mtp_away_is_refused(verl: str) -> None:
     found = run(verl)["none_built"]
-    assert found["True"].startswith(
-        f"UnsupportedError: verl-mtp-plugin: found a GPTModel that mbridge {stacks.MBRIDGE[-1]} built with "
-        "config.mtp_num_layers=None; expected MTP layers on the last pipeline stage"
+    # Trained or frozen: what the rollout drafts with comes from here.
+    assert found["True"] == found["False"]
+    assert found["True"] == (
+        "UnsupportedError: verl-mtp-plugin: found mtp.enable=True with override_transformer_config."
+        "mtp_num_layers=None; expected MTP either enabled or taken away. Drop that override, or set "
+        "actor_rollout_ref.model.mtp.enable=False."
     )
-    assert found["False"] == "built"  # the rollout may draft with what it loaded itself
 
 
 def test_only_stages_that_must_hold_mtp_are_asked_for_it() -> None:
@@ -311,5 +313,7 @@ def test_the_legacy_actor_runs_mtp_in_training_alone() -> None:
 def test_the_legacy_actor_refuses_what_it_would_not_train() -> None:
     refused = legacy()["refused"]
     assert refused["not_built"].startswith("UnsupportedError: verl-mtp-plugin: found a GPTModel that mbridge")
+    assert refused["not_built_frozen"] == refused["not_built"]
+    assert "built with 1 MTP layer; expected none, since mtp.enable=False" in refused["disabled"]
     assert "use_remove_padding=False in verl's own actor, which gives the model no labels" in refused["padded"]
-    assert refused["not_trained"] == refused["built"] == "passed"
+    assert refused["built"] == "passed"

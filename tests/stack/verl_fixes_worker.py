@@ -137,7 +137,7 @@ def critic(folder: Path) -> Any:
 
 @case
 def none_built(folder: Path) -> Any:
-    """MTP enabled, and a model that was built without it."""
+    """MTP enabled, and taken away by an override."""
     from verl_mtp_plugin.testing import verl_engine
 
     found = {}
@@ -154,8 +154,8 @@ def none_built(folder: Path) -> Any:
 
 @case
 def pipeline_stages(folder: Path) -> Any:
-    """Which chunks of a model ``check_mtp_was_built`` refuses."""
-    from verl_mtp_plugin.bridges.built import check_mtp_was_built
+    """Which chunks of a model ``check_mtp_is_built`` refuses."""
+    from verl_mtp_plugin.bridges.built import check_mtp_is_built
 
     found = {}
     for name, (depths, last, block) in {
@@ -172,7 +172,7 @@ def pipeline_stages(folder: Path) -> Any:
         if not block:
             del model.mtp
         try:
-            check_mtp_was_built(built._engine.module, bridge="mbridge 1.2")
+            check_mtp_is_built(built._engine.module, 1, bridge="mbridge 1.2")
             found[name] = "passed"
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"

@@ -65,9 +65,10 @@ def refused(built: Any) -> dict[str, str]:
     """Which models verl's own worker may train on; building them is the caller's."""
     from verl_mtp_plugin.verl_fixes.legacy_workers import build_model_optimizer
 
-    def check(*, depths: int | None = 1, trained: bool = True, packed: bool = True) -> str:
+    def check(*, depths: int | None = 1, enabled: bool = True, trained: bool = True, packed: bool = True) -> str:
         worker = new_worker(Path("model"), actor=True)
-        worker.config.model.mtp.enable_train = trained
+        worker.config.model.mtp.enable, worker.config.model.mtp.enable_train = enabled, trained
+        worker.hf_config, worker.bridge = built._engine.model_config.hf_config, built._engine.bridge
         worker.config.actor = {"megatron": {"use_remove_padding": packed}}
         worker.vanilla_bridge = True
         model = common.Witness(built._engine).model
@@ -81,7 +82,8 @@ def refused(built: Any) -> dict[str, str]:
     return {
         "built": check(),
         "not_built": check(depths=None),
-        "not_trained": check(depths=None, trained=False),
+        "not_built_frozen": check(depths=None, trained=False),
+        "disabled": check(enabled=False),
         "padded": check(packed=False),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..environment import installed_version
+from ..models.family import MBRIDGE, MEGATRON_BRIDGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +25,8 @@ class Support:
 def label(bridge: str) -> str:
     """A bridge and its installed version, for messages."""
     return f"{bridge} {installed_version(bridge) or '(unknown version)'}"
+
+
+def bridge_label(*, vanilla: bool) -> str:
+    """The bridge that verl's ``vanilla_mbridge`` chooses, and its version."""
+    return label(MBRIDGE if vanilla else MEGATRON_BRIDGE)

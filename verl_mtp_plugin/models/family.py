@@ -33,6 +33,8 @@ class ModelFamily:
     since: Mapping[str, str] = field(default_factory=dict)
     #: A complete HF config at toy size, with which the installed bridges are asked (``verl-mtp models``).
     sample: Mapping[str, Any] | None = None
+    #: Names of tensors in the sample's checkpoint, where a bridge counts MTP layers by them and not by the config.
+    sample_tensors: tuple[str, ...] = ()
 
     def matches(self, hf_config: Any) -> bool:
         """Whether an HF config object is of this family, by architecture or else by model type."""
@@ -43,11 +45,12 @@ class ModelFamily:
 
     def num_layers(self, hf_config: Any) -> int:
         """The number of MTP layers that an HF config promises, at its top or in its ``text_config``; 0 if none."""
-        found = (getattr(part, key, None) for part in _parts(hf_config) for key in self.num_layers_keys)
+        found = (getattr(part, key, None) for part in parts(hf_config) for key in self.num_layers_keys)
         return next((int(number) for number in found if number), 0)
 
 
-def _parts(hf_config: Any) -> Iterator[Any]:
+def parts(hf_config: Any) -> Iterator[Any]:
+    """A Hugging Face config, and the one of the text model in it where the model sees images too."""
     yield hf_config
     text = getattr(hf_config, "text_config", None)
     if text is not None:

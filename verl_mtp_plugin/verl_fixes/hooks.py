@@ -23,8 +23,9 @@ PATCHES: Final[tuple[Patch | PatchSet, ...]] = (
         id="verl_fixes.mtp_config",
         target=Target(ENGINE, "check_mtp_config"),
         reason="MTP that is disabled is built and, on megatron-core 0.19, trained all the same with Megatron-Bridge; "
-        "with verl 0.7.1 MTP of Qwen3.5 cannot be enabled: ValueError('enable mtp while model has no mtp layer')",
-        upstream="verl #5898 (0.8.0), #6626 (0.9.0); delete when verl 0.8 is no longer supported",
+        "MTP of a family whose config has another name for the number of layers cannot be enabled (Qwen3.5 with verl "
+        "0.7.1): ValueError('enable mtp while model has no mtp layer')",
+        upstream="verl #5898 (0.8.0), #6626 (0.9.0); needed for the names that verl does not know",
         decide=probes.decide_mtp_config,
         build=around(mtp_config.check_mtp_config),
         absent_ok=True,
@@ -60,7 +61,8 @@ PATCHES: Final[tuple[Patch | PatchSet, ...]] = (
     Patch(
         id="verl_fixes.legacy_config",
         target=Target(WORKERS, "MegatronWorker._init_hf_config_and_tf_config"),
-        reason="with verl 0.7.1's own workers MTP that is disabled is built all the same with Megatron-Bridge",
+        reason="with verl 0.7.1's own workers MTP that is disabled is built all the same with Megatron-Bridge, and "
+        "MTP that the bridge cannot do is never asked about; verl's git before it refuses all of Megatron-Bridge",
         upstream="gone with the legacy workers, verl 0.8.0",
         decide=probes.decide_legacy,
         build=around(legacy_workers.init_config),

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
-from ..bridges.built import bridge_name, check_mtp_was_built
+from ..bridges.assertion import asserts_vanilla, lifted
 from ..errors import UnsupportedError
 from .mtp_config import OVERRIDE
 
 
 def init_config(original: Any, worker: Any, *args: Any, **kwargs: Any) -> Any:
-    """``MegatronWorker._init_hf_config_and_tf_config``: disabled MTP stays so, whatever the bridge reads.
+    """``MegatronWorker._init_hf_config_and_tf_config``: what it assumes of a bridge is asked of the bridge.
 
-    A reference worker builds no MTP either, as none does in verl's engines: nothing is trained there.
+    Disabled MTP stays so, whatever the bridge reads. A reference worker builds no MTP either, as none does in verl's
+    engines: nothing is trained there.
+
+    Raises:
+        UnsupportedError: MTP is enabled, and the bridge cannot build and convert this model's.
     """
     call = signature(original).bind(worker, *args, **kwargs)
     call.apply_defaults()
     given = call.arguments
     given["enable_mtp"] = bool(given["enable_mtp"]) and not _only_reference(worker)
+    overrides = given["override_transformer_config"]
     if not given["enable_mtp"]:
-        given["override_transformer_config"] = {**given["override_transformer_config"], OVERRIDE: None}
-    return original(*call.args, **call.kwargs)
+        given["override_transformer_config"] = {**overrides, OVERRIDE: None}
+        return original(*call.args, **call.kwargs)
+    if asserts_vanilla(original):
+        given["megatron_config"] = lifted(given["megatron_config"])
+    from ..bridges.engine import demand, refusing_unknown
+
+    def hf_config() -> Any:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(worker.local_path, trust_remote_code=given["trust_remote_code"])
+
+    with refusing_unknown(hf_config, vanilla=given["megatron_config"].get("vanilla_mbridge", True)):
+        result = original(*call.args, **call.kwargs)
+    if worker.bridge is not None:
+        demand(worker.bridge, worker.provider, worker.hf_config, overrides)
+    return result
 
 
 def _only_reference(worker: Any) -> bool:
@@ -30,15 +50,18 @@ def _only_reference(worker: Any) -> bool:
 
 
 def build_model_optimizer(original: Any, worker: Any, *args: Any, **kwargs: Any) -> Any:
-    """``ActorRolloutRefWorker._build_model_optimizer``, checked where MTP is to be trained on what it builds.
+    """``ActorRolloutRefWorker._build_model_optimizer``, checked where it builds an actor's model.
 
     Raises:
-        UnsupportedError: the bridge built no MTP, or sequences come padded, and the model would get no labels.
+        UnsupportedError: MTP is enabled and was not built, or not in full; it is disabled and was built; or sequences
+            come padded, and the model would get no labels to train MTP with.
     """
     mtp = worker.config.model.get("mtp", None) or {}
-    if not (worker._is_actor and mtp.get("enable", False) and mtp.get("enable_train", False)):
+    enabled = bool(mtp.get("enable", False))
+    if not worker._is_actor:
         return original(worker, *args, **kwargs)
-    if not worker.config.actor.megatron.get("use_remove_padding", True):
+    packed = worker.config.actor.megatron.get("use_remove_padding", True)
+    if enabled and mtp.get("enable_train", False) and not packed:
         raise UnsupportedError(
             found="MTP training with use_remove_padding=False in verl's own actor, which gives the model no labels",
             expected="packed sequences, or verl's engine",
@@ -46,5 +69,10 @@ def build_model_optimizer(original: Any, worker: Any, *args: Any, **kwargs: Any)
             "trainer.use_legacy_worker_impl=disable.",
         )
     built = original(worker, *args, **kwargs)
-    check_mtp_was_built(built[0], bridge=bridge_name(vanilla=worker.vanilla_bridge))
+    overrides: Mapping[str, Any] = (
+        signature(original).bind(worker, *args, **kwargs).arguments.get("override_transformer_config", {})
+    )
+    from ..bridges.engine import check_built
+
+    check_built(worker.bridge, built[0], worker.hf_config, overrides, vanilla=worker.vanilla_bridge, enabled=enabled)
     return built

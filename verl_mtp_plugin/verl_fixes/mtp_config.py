@@ -10,45 +10,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, Final
 
-#: Names that Hugging Face configs have for the number of MTP layers.
-COUNTS: Final = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
-#: The one that every release of verl knows.
-KNOWN_COUNT: Final = COUNTS[0]
+from ..models.families import FAMILIES
+from ..models.lookup import promise_no_layers, promised_layers
+from ..view import View
+
+#: The name of the count that every release of verl knows.
+KNOWN_COUNT: Final = "num_nextn_predict_layers"
 #: Megatron's name of it, in verl's ``override_transformer_config``.
 OVERRIDE: Final = "mtp_num_layers"
-
-
-def layer_count(hf_config: Any) -> int:
-    """The number of MTP layers that a Hugging Face config promises, under whatever name; 0 if none."""
-    return next((int(getattr(part, name)) for part, name in _counts(hf_config) if getattr(part, name)), 0)
-
-
-def clear_layer_count(hf_config: Any) -> None:
-    """Let a Hugging Face config promise no MTP layers."""
-    for part, name in _counts(hf_config):
-        setattr(part, name, 0)
-
-
-def _counts(hf_config: Any) -> Iterator[tuple[Any, str]]:
-    for part in (hf_config, getattr(hf_config, "text_config", None)):
-        for name in COUNTS:
-            if hasattr(part, name):
-                yield part, name
-
-
-class _View:
-    """``wrapped``, some attributes of which are others."""
-
-    def __init__(self, wrapped: Any, **others: Any) -> None:
-        self._wrapped = wrapped
-        self.__dict__.update(others)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._wrapped, name)
 
 
 def check_mtp_config(original: Any, model_config: Any, engine_config: Any) -> Any:
@@ -60,12 +32,12 @@ def check_mtp_config(original: Any, model_config: Any, engine_config: Any) -> An
     """
     hf_config = model_config.hf_config
     if model_config.mtp.enable:
-        count = layer_count(hf_config)
+        count = promised_layers(hf_config)
         if count and not getattr(hf_config, KNOWN_COUNT, 0):
             # Not written to the config itself, which is saved with checkpoints.
-            model_config = _View(model_config, hf_config=_View(hf_config, **{KNOWN_COUNT: count}))
+            model_config = View(model_config, hf_config=View(hf_config, **{KNOWN_COUNT: count}))
         return original(model_config, engine_config)
-    clear_layer_count(hf_config)
+    promise_no_layers(hf_config)
     result = original(model_config, engine_config)
     # None, not 0: with 0 megatron-core 0.16 reads the labels of layers that are not there.
     engine_config.override_transformer_config[OVERRIDE] = None
@@ -76,9 +48,15 @@ def check_mtp_config(original: Any, model_config: Any, engine_config: Any) -> An
 # -- probes ------------------------------------------------------------------------------------------------------------
 
 
-def finds_every_count(function: Any) -> bool:
-    """Whether verl's own ``check_mtp_config`` finds MTP layers that are named as Qwen3.5 names them."""
-    model_config = _model_config(enable=True, text_config=SimpleNamespace(mtp_num_hidden_layers=1))
+def unknown_counts(function: Any) -> list[str]:
+    """The families' names of the layer count under which verl's own ``check_mtp_config`` finds no MTP layers."""
+    names = dict.fromkeys(name for family in FAMILIES for name in family.num_layers_keys)
+    return [name for name in names if not _finds(function, name)]
+
+
+def _finds(function: Any, name: str) -> bool:
+    """As Qwen3.5 has it, in the config of the text model."""
+    model_config = _model_config(enable=True, text_config=SimpleNamespace(**{name: 1}))
     try:
         function(model_config, SimpleNamespace(override_transformer_config={}))
     except ValueError:  # "no mtp layer"

@@ -6,6 +6,7 @@ import inspect
 from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any
 
+from ..bridges.assertion import asserts_vanilla
 from ..environment import Environment
 from ..patching import Verdict, applicable, not_needed
 
@@ -27,12 +28,13 @@ def _in_code(code: CodeType, name: str) -> bool:
 
 
 def decide_mtp_config(environment: Environment, module: ModuleType) -> Verdict:
-    from .mtp_config import finds_every_count, stays_disabled
+    from .mtp_config import stays_disabled, unknown_counts
 
     check = inspect.unwrap(module.check_mtp_config)  # the gate around it would take the probe for a job
     missing = []
-    if not finds_every_count(check):
-        missing.append("check_mtp_config knows num_nextn_predict_layers alone")
+    unknown = unknown_counts(check)
+    if unknown:
+        missing.append(f"check_mtp_config finds no MTP layers in text_config under {', '.join(unknown)}")
     if not stays_disabled(check):
         missing.append("it leaves a bridge that reads the config file again to enable MTP")
     if missing:
@@ -60,6 +62,9 @@ def decide_forward_only(environment: Environment, module: ModuleType) -> Verdict
 
 
 def decide_legacy(environment: Environment, module: ModuleType) -> Verdict:
-    if mentions(module.MegatronWorker._init_hf_config_and_tf_config, "enable_mtp"):
+    init_config = module.MegatronWorker._init_hf_config_and_tf_config
+    if asserts_vanilla(init_config):
+        return applicable("it asserts vanilla_mbridge for every model: lifted where the bridge supports MTP")
+    if mentions(init_config, "enable_mtp"):
         return applicable()
     return not_needed("MegatronWorker knows no MTP")
