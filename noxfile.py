@@ -26,6 +26,7 @@ REQUIREMENTS = ROOT / "tests" / "requirements"
 #: megatron-core's and verl's releases all work with this one, and so does everything under tests/.
 PYTHON = "3.11"
 STACK_TESTS = ("tests/stack", "tests/bridges", "tests/contract")
+ROLLOUT_TESTS = ("tests/rollout",)
 #: The packages that import neither torch nor verl are also tested on these, where the machine has them.
 OTHER_PYTHONS = ("3.10", "3.12", "3.13")
 NOX = "nox==2026.10.20"  # the version of tests/requirements/lint.txt
@@ -63,7 +64,7 @@ STACK_PYTHON = ENVIRONMENTS / "layers" / "bin" / "python"
 nox.needs_version = ">=2024.10.9"
 nox.options.envdir = str(ENVIRONMENTS)
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "unit", "stack"]
+nox.options.sessions = ["lint", "unit", "stack", "rollout"]
 
 
 def _runs(version: str) -> bool:
@@ -139,6 +140,14 @@ def stack(session: nox.Session) -> None:
             # The committed tables must be what this run has found.
             for tables in ("tests.contract.generate", "tests.contract.parallel.generate"):
                 _run_in_stack(session, "-m", tables, "--check", "--from", outcomes)
+
+
+@nox.session(venv_backend="none", requires=["layers"])
+def rollout(session: nox.Session) -> None:
+    """Weight syncs on verl's and SGLang's real servers, without a GPU."""
+    # By file: the tests of one share processes that take seconds to start.
+    chosen = session.posargs or ROLLOUT_TESTS
+    _run_in_stack(session, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *chosen)
 
 
 @nox.session(venv_backend="none", requires=["layers"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class MtpPluginError(RuntimeError):
     """Base of all errors of this package."""
@@ -11,6 +14,11 @@ class MtpPluginError(RuntimeError):
         self.expected = expected
         self.advice = advice
         super().__init__(f"verl-mtp-plugin: found {found}; expected {expected}. {advice}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Ray carries errors from one process to another, and keyword-only arguments are not among ``args``."""
+        fields = {name: value for name, value in vars(self).items() if not name.startswith("__")}
+        return partial(type(self), **fields), ()
 
 
 class SettingsError(MtpPluginError, ValueError):
@@ -31,3 +39,20 @@ class ForeignPatchError(MtpPluginError):
 
 class UnevenClusterError(MtpPluginError):
     """The processes of one job do not run the same versions or patches (strict mode)."""
+
+
+class WeightSyncError(MtpPluginError):
+    """A weight sync failed. The message says what became of the replicas.
+
+    Attributes:
+        replicas: names of those that are BAD now; if there are none, of those that failed and serve again. Empty in
+            an error that comes from one server's process.
+        step: the step that failed first, such as ``drain`` or ``transfer``; "" in such an error.
+    """
+
+    def __init__(
+        self, *, found: str, expected: str, advice: str, replicas: tuple[str, ...] = (), step: str = ""
+    ) -> None:
+        self.replicas = replicas
+        self.step = step
+        super().__init__(found=found, expected=expected, advice=advice)

@@ -14,15 +14,15 @@ from enum import Enum
 from typing import Any, Final
 
 from .errors import SettingsError
+from .setting_values import AUTO, JOINT, LOSSES, PARSERS, REQUESTS
+
+__all__ = ["AUTO", "JOINT", "LOSSES", "MODE_KEY", "MODE_VARIABLE", "OPTION_VARIABLES", "REQUESTS", "VARIABLES"]
+__all__ += ["Mode", "Settings"]
 
 #: Environment variable with the mode; forwarded to every Ray worker.
 MODE_VARIABLE: Final = "VERL_MTP_PLUGIN"
 #: The same switch in verl's config, for ``+actor_rollout_ref.model.mtp.plugin=...``.
 MODE_KEY: Final = "actor_rollout_ref.model.mtp.plugin"
-#: Objectives of the MTP loss, as :class:`verl_mtp_plugin.training.loss.Objective` has them.
-LOSSES: Final = ("cross_entropy", "soft_cross_entropy", "total_variation")
-#: Values of ``clip_grad`` that are no number.
-AUTO, JOINT = "auto", "joint"
 
 
 class Mode(str, Enum):
@@ -63,6 +63,13 @@ class Settings:
     #: Largest norm of the MTP parameters' gradient, apart from the policy's; "auto": the policy's limit, apart if
     #: detach_encoder is set and with the policy otherwise; "joint": one norm over everything, as Megatron does.
     clip_grad: float | str = AUTO
+    #: Requests in flight when a weight sync begins: "abort" ends them, "retract" continues them after it.
+    sync_requests: str = REQUESTS[0]
+    sync_drain_timeout_s: float = 60.0  # until an engine is idle
+    sync_control_timeout_s: float = 60.0  # pause, release and resume, each
+    sync_transfer_timeout_s: float = 1800.0  # one attempt to send all weights
+    sync_retries: int = 1  # further attempts after a transfer that failed
+    check_drafter: bool | str = AUTO  # compare checksums of the drafter's weights after a sync; "auto": in strict mode
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -101,8 +108,13 @@ class Settings:
 
     def with_options(self, options: Mapping[str, tuple[Any, str]]) -> Settings:
         """These settings with option values, each given with where it comes from."""
-        parsed: dict[str, Any] = {name: _PARSERS[name](value, source) for name, (value, source) in options.items()}
+        parsed: dict[str, Any] = {name: PARSERS[name](value, source) for name, (value, source) in options.items()}
         return replace(self, **parsed)
+
+    @property
+    def checks_drafter(self) -> bool:
+        """Whether the drafter's weights are compared after a sync."""
+        return self.mode is Mode.STRICT if self.check_drafter == AUTO else bool(self.check_drafter)
 
     @property
     def options(self) -> dict[str, str]:
@@ -117,47 +129,8 @@ def _mode(value: Any, source: str) -> Mode:
     return Mode.parse(str(value), source=source)
 
 
-def _refuse(value: Any, source: str, expected: str) -> SettingsError:
-    return SettingsError(
-        found=f"{source}={value!r}", expected=expected, advice=f"Correct {source} or leave it out for the default."
-    )
-
-
-def _parse_loss(value: Any, source: str) -> str:
-    name = str(value).strip().lower()
-    if name not in LOSSES:
-        raise _refuse(value, source, f"one of {', '.join(LOSSES)}")
-    return name
-
-
-def _parse_chunk(value: Any, source: str) -> int | None:
-    if value is None:
-        return None
-    try:
-        tokens = int(str(value))
-    except ValueError:
-        tokens = 0
-    if tokens < 1:
-        raise _refuse(value, source, "a number of tokens, at least 1")
-    return tokens
-
-
-def _parse_clip(value: Any, source: str) -> float | str:
-    text = str(value).strip().lower()
-    if text in (AUTO, JOINT):
-        return text
-    try:
-        limit = float(text)
-    except ValueError:
-        limit = 0.0
-    if not 0.0 < limit < float("inf"):
-        raise _refuse(value, source, f"a positive number, {AUTO}, or {JOINT}")
-    return limit
-
-
-_PARSERS: Final = {"loss": _parse_loss, "loss_chunk_tokens": _parse_chunk, "clip_grad": _parse_clip}
 #: Environment variable of each option.
-OPTION_VARIABLES: Final = {name: f"{MODE_VARIABLE}_{name.upper()}" for name in _PARSERS}
+OPTION_VARIABLES: Final = {name: f"{MODE_VARIABLE}_{name.upper()}" for name in PARSERS}
 #: All variables that Ray workers on other nodes must see too.
 VARIABLES: Final = (MODE_VARIABLE, *OPTION_VARIABLES.values())
 _DEFAULT: Final = Settings()

@@ -12,7 +12,9 @@ MEGATRON_CORE = ("0.15.3", "0.16.1", "0.17.1", "0.18.2", "0.19.2")
 #: For the tests of bridges and the quickstart.
 MBRIDGE = ("0.15.1",)
 MEGATRON_BRIDGE = ("0.3.1", "0.4.2", "0.5.1", "0.6.2")
-SGLANG = ("0.5.12.post1",)  # verl 0.9.1's; without a GPU only its plugin loader can be imported
+#: The SGLang that each verl pins (0.9.0 as 0.8.0).
+SGLANG_PINS = {"0.7.1": "0.5.6", "0.8.0": "0.5.8", "0.9.1": "0.5.12.post1"}
+SGLANG = (*SGLANG_PINS.values(), "0.5.21")  # the first with weight-update sessions
 #: Everything that is installed as a layer.
 LAYERS = (
     *(("verl", version) for version in VERL),

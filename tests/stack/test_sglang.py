@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.stacks import SGLANG
+from tests.contract.stacks import SGLANG_PINS, VERL
 
 from .conftest import RunStack, results
 
@@ -33,4 +33,4 @@ LOAD = """
     ("child", "active"), [({"VERL_MTP_PLUGIN_CHILD": "1"}, True), ({}, False)], ids=["job", "alone"]
 )
 def test_scheduler_process(run_stack: RunStack, child: dict[str, str], active: bool) -> None:
-    assert results(run_stack(LOAD, sglang=SGLANG[0], **child)) == [f"False {active}"]
+    assert results(run_stack(LOAD, sglang=SGLANG_PINS[VERL[-1]], **child)) == [f"False {active}"]

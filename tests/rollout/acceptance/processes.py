@@ -1,0 +1,50 @@
+"""Run workers with a release of verl, and of SGLang, on PYTHONPATH."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from tests.contract import stacks
+
+#: What each verl pins, and with verl 0.9.1 one that names the counts anew.
+PAIRS = (("0.7.1", "0.5.6"), ("0.8.0", "0.5.8"), ("0.9.0", "0.5.8"), ("0.9.1", "0.5.12.post1"), ("0.9.1", "0.5.21"))
+
+
+def run(module: str, *arguments: str, layers: tuple[tuple[str, str], ...], given: Any = None) -> Any:
+    """The JSON that ``python -m module`` prints as its last line."""
+    path = os.pathsep.join(str(stacks.layer(*release)) for release in layers)
+    extra = os.environ.get("PYTHONPATH", "")
+    process = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        cwd=stacks.ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (path, extra)))},
+        timeout=900,
+    )
+    assert process.returncode == 0, process.stderr[-4000:]
+    return json.loads(process.stdout.strip().splitlines()[-1])
+
+
+@functools.cache
+def server(verl: str, sglang: str) -> Any:
+    """See :mod:`.server_worker`."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run(f"{__package__}.server_worker", folder, layers=(("verl", verl), ("sglang", sglang)))
+
+
+def trainer(verl: str, steps: list[list[dict[str, Any]]]) -> Any:
+    """See :mod:`.trainer_worker`; the same for the same steps."""
+    return _trainer(verl, json.dumps(steps))
+
+
+@functools.cache
+def _trainer(verl: str, steps: str) -> Any:
+    return run(f"{__package__}.trainer_worker", layers=(("verl", verl),), given=json.loads(steps))

@@ -1,0 +1,282 @@
+"""Scenarios of :mod:`.test_guards`: a server in this process releases, resumes, pauses; its scheduler may die."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import verl_mtp_plugin
+from verl_mtp_plugin.testing import faults, sglang_engine
+from verl_mtp_plugin.testing.faults import Fault
+
+from . import servers
+
+Outcome = dict[str, Any]
+#: Tokens of a request that lasts half a second.
+LONG = 80
+
+
+class Warnings(logging.Handler):
+    """Keeps what the plugin warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+        logging.getLogger("verl_mtp_plugin").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+async def start() -> SimpleNamespace:
+    servers.prepare()
+    servers.without_ray()
+    sglang_engine.on_death = lambda: None  # of a thread: nobody answers any more, and this process lives on
+    return SimpleNamespace(model=servers.model_config(), warnings=Warnings())
+
+
+async def _launch(state: Any, mode: str = "STANDALONE", **options: Any) -> tuple[Any, Any]:
+    faults.clear_faults()
+    state.warnings.texts.clear()
+    for scheduler in sglang_engine.schedulers:
+        scheduler.stopped = True
+    server = await servers.launch(state.model, mode, **options)
+    return server, sglang_engine.schedulers[-1]
+
+
+def _seen(scheduler: Any, kind: str) -> int:
+    """Messages of one kind that reached the scheduler."""
+    return sum(message.startswith(kind) for message in scheduler.messages)
+
+
+async def _failure(call: Awaitable[Any]) -> str:
+    """The error that a call raises, with its class; "" if it raises none."""
+    try:
+        await call
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+# -- what is released is resumed -----------------------------------------------------------------------------------
+
+
+async def release_and_resume(state: Any, names: list[str]) -> Outcome:
+    server, scheduler = await _launch(state)
+    release, resume = (getattr(server, name) for name in names)
+    released, status = await release(), await server.mtp_status()
+    again = await release()
+    resumed = await resume()
+    return {
+        "released": released,
+        "status": status,
+        "again": again,
+        "resumed": resumed,
+        "saver": scheduler.memory_saver_adapter.calls,
+        "tokens": await servers.generate(server),
+    }
+
+
+async def nothing_released(state: Any) -> Outcome:
+    server, scheduler = await _launch(state)
+    resumed = [await server.resume_kv_cache(), await server.wake_up()]
+    return {
+        "resumed": resumed,
+        "messages": _seen(scheduler, "Resume"),
+        "warned": sum("not released" in text for text in state.warnings.texts),
+        "tokens": await servers.generate(server),
+    }
+
+
+async def kept_cache(state: Any) -> Outcome:
+    """K2: ``free_cache_engine`` is off, so ``sleep`` releases nothing, and verl's ``wake_up`` resumes all the same."""
+    server, scheduler = await _launch(state, free_cache_engine=False)
+    outcome = {"released": await server.sleep(), "resumed": await _limited(server.wake_up())}
+    return {**outcome, "messages": _seen(scheduler, "Resume"), "death": scheduler.death}
+
+
+async def adapter(state: Any) -> Outcome:
+    """K3: with a LoRA adapter ``sleep`` keeps the base weights; ``wake_up`` asks for them up to verl 0.9.0."""
+    server, scheduler = await _launch(state, "COLOCATED")
+    kind = type(server)
+    if hasattr(kind, "lora_as_adapter"):
+        server.__class__ = type("WithAdapter", (kind,), {"lora_as_adapter": True})
+    outcome = {"released": await server.sleep(), "resumed": await _limited(server.wake_up())}
+    return {**outcome, "left": sorted(scheduler.offload_tags), "death": scheduler.death}
+
+
+async def _limited(call: Awaitable[Any]) -> Any:
+    try:
+        return await asyncio.wait_for(call, 3)
+    except asyncio.TimeoutError:
+        return "no answer"
+
+
+async def second_node(state: Any) -> Outcome:
+    """Of a replica on two nodes: this server has no tokenizer manager."""
+    server = await servers.launch(state.model, node_rank=1)
+    names = ("abort_all_requests", "release_kv_cache", "resume_kv_cache", "resume_generation", "mtp_status")
+    return {name: await getattr(server, name)() for name in names}
+
+
+# -- idle before a release -----------------------------------------------------------------------------------------
+
+
+async def busy_release(state: Any) -> Outcome:
+    """A server that is put to sleep while it generates, and gets requests meanwhile."""
+    server, scheduler = await _launch(state)
+    running = asyncio.create_task(servers.generate(server, LONG))
+    await asyncio.sleep(0.1)
+    releasing = asyncio.create_task(server.release_kv_cache())
+    await asyncio.sleep(0.1)
+    late = [asyncio.create_task(servers.generate(server)) for _ in range(3)]
+    released = await releasing
+    later = asyncio.create_task(servers.generate(server))
+    await asyncio.sleep(0.2)
+    served_without_cache = [task.done() for task in (*late, later)]
+    resumed = await server.resume_kv_cache()
+    tokens = [len(await task) for task in (*late, later)]
+    return {
+        "running": len(await running),
+        "drain_s": released["drain_s"],
+        "resumed": resumed,
+        "served_without_cache": served_without_cache,
+        "tokens": tokens,
+        "death": scheduler.death,
+    }
+
+
+async def late_result(state: Any, seconds: float) -> Outcome:
+    """K6: the requests have been aborted, and a step of theirs is still in flight."""
+    server, scheduler = await _launch(state)
+    faults.set_fault("drain", Fault.BUSY)
+    await server.abort_all_requests()
+    asyncio.get_running_loop().call_later(seconds, faults.clear_faults)
+    release = getattr(server, "release_kv_cache", server.sleep)
+    released = await _limited(release())
+    return {"released": released, "death": scheduler.death}
+
+
+async def never_idle(state: Any) -> Outcome:
+    server, scheduler = await _launch(state)
+    faults.set_fault("drain", Fault.BUSY)
+    begin = time.monotonic()
+    error = await _failure(server.release_kv_cache())
+    seconds = time.monotonic() - begin
+    faults.clear_faults()
+    return {
+        "error": error,
+        "seconds": seconds,
+        "status": await server.mtp_status(),
+        "messages": _seen(scheduler, "Release"),
+        "tokens": await servers.generate(server),
+    }
+
+
+# -- limits --------------------------------------------------------------------------------------------------------
+
+
+async def deaf_abort(state: Any) -> Outcome:
+    """SGLang does not end the requests that it is told to end."""
+    server, _ = await _launch(state)
+    faults.set_fault("abort", Fault.HANG)
+    running = asyncio.create_task(servers.generate(server, 4 * LONG))
+    await asyncio.sleep(0.1)
+    error = await _failure(server.abort_all_requests())
+    faults.clear_faults()
+    status, tokens = await server.mtp_status(), await servers.generate(server)
+    return {"error": error, "status": status, "tokens": tokens, "running": len(await running)}
+
+
+async def abort(state: Any) -> Outcome:
+    server, _ = await _launch(state)
+    running = [asyncio.create_task(servers.generate(server, 100 * LONG)) for _ in range(3)]
+    await asyncio.sleep(0.1)
+    answers = [await server.abort_all_requests(), await server.abort_all_requests()]
+    late = asyncio.create_task(servers.generate(server))
+    await asyncio.sleep(0.1)
+    held = not late.done()
+    await server.resume_generation()
+    return {
+        "answers": answers,
+        "ended_early": [len(await task) < 100 * LONG for task in running],
+        "held": held,
+        "late": await late,
+    }
+
+
+async def unanswered_release(state: Any) -> Outcome:
+    server, _ = await _launch(state)
+    faults.set_fault("release", Fault.HANG, 1)
+    errors = [await _failure(call()) for call in (server.release_kv_cache, server.resume_kv_cache)]
+    return {"errors": errors, "status": await server.mtp_status(), "resume": await _failure(server.resume_generation())}
+
+
+async def generation_without_cache(state: Any) -> Outcome:
+    server, _ = await _launch(state)
+    await server.abort_all_requests()
+    await server.release_kv_cache()
+    refused = await _failure(server.resume_generation())
+    paused = (await server.mtp_status())["paused"]
+    await server.resume_kv_cache()
+    still_paused = (await server.mtp_status())["paused"]
+    await server.resume_generation()
+    return {"refused": refused, "paused": [paused, still_paused], "tokens": await servers.generate(server)}
+
+
+async def over_http(state: Any) -> Outcome:
+    """The route that a hybrid worker of verl's takes: verl's own client, to SGLang's own endpoints."""
+    import aiohttp
+
+    server, scheduler = await _launch(state)
+    host, port = server.get_server_address()
+    faults.set_fault("drain", Fault.BUSY)
+    asyncio.get_running_loop().call_later(0.3, faults.clear_faults)
+    codes = []
+    async with aiohttp.ClientSession() as client:
+        for path, tags in (
+            ("release", ["kv_cache", "weights"]),
+            ("resume", ["weights"]),
+            ("resume", ["weights"]),
+            ("resume", ["kv_cache"]),
+        ):
+            url = f"http://{host}:{port}/{path}_memory_occupation"
+            async with client.post(url, json={"tags": tags}) as answer:
+                codes.append(answer.status)
+    tokens = await servers.generate(server)
+    return {"codes": codes, "saver": scheduler.memory_saver_adapter.calls, "tokens": tokens, "death": scheduler.death}
+
+
+async def retract(state: Any) -> Outcome:
+    """A request that is in flight during a whole sync but the weights."""
+    server, scheduler = await _launch(state)
+    running = asyncio.create_task(servers.generate(server, LONG))
+    await asyncio.sleep(0.1)
+    outcome: Outcome = {"error": await _failure(_retract(server))}
+    if outcome["error"]:
+        outcome["status"] = await server.mtp_status()
+    return {**outcome, "tokens": await running, "death": scheduler.death}
+
+
+async def _retract(server: Any) -> None:
+    assert await server.retract_all_requests() == {"aborted": 0, "retracted": 1}
+    assert (await server.release_kv_cache())["released"] == ["kv_cache"]
+    await server.resume_kv_cache()
+    await server.resume_generation()
+
+
+# -- without the plugin --------------------------------------------------------------------------------------------
+
+
+async def as_released(state: Any, scenario: str, **arguments: Any) -> Outcome:
+    """A scenario with verl and SGLang as they were released."""
+    play: Callable[..., Awaitable[Outcome]] = globals()[scenario]
+    verl_mtp_plugin.deactivate()
+    try:
+        return await play(state, **arguments)
+    finally:
+        verl_mtp_plugin.activate()

@@ -1,0 +1,30 @@
+"""Which releases of verl and SGLang are tested together: each verl with the SGLang that it pins."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from tests.contract import stacks
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One pair of releases."""
+
+    verl: str
+    sglang: str
+
+    def __str__(self) -> str:
+        return f"verl-{self.verl}_sglang-{self.sglang}"
+
+    @property
+    def path(self) -> str:
+        """PYTHONPATH: this repository first, for Ray's workers start elsewhere."""
+        parts = (stacks.ROOT, stacks.layer("verl", self.verl), stacks.layer("sglang", self.sglang))
+        return os.pathsep.join(map(str, parts))
+
+
+PINNED = tuple(Stack(verl, sglang) for verl, sglang in stacks.SGLANG_PINS.items())
+#: Rules of SGLang that came after the last pin. verl 0.9.1 starts no server of it but with a stand-in's help.
+LATEST = Stack(stacks.VERL[-1], stacks.SGLANG[-1])

@@ -1,0 +1,1 @@
+"""Rollout servers: weight sync, KV cache, speculative decoding's metrics. Light to import."""

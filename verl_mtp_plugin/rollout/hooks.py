@@ -1,0 +1,27 @@
+"""The patches of this room and of those in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from ..environment import Environment
+from ..hookspecs import hookimpl
+from ..patching import Patch, PatchSet
+from . import acceptance_hooks, manager, sync_metrics
+from .sglang import hooks as sglang
+from .vllm import hooks as vllm
+
+PATCHES: Final[tuple[Patch | PatchSet, ...]] = (
+    *manager.PATCHES,
+    *sync_metrics.PATCHES,
+    *acceptance_hooks.PATCHES,
+    *sglang.PATCHES,
+    *vllm.PATCHES,
+)
+
+
+@hookimpl
+def verl_mtp_patches(environment: Environment) -> Iterable[Patch | PatchSet]:
+    """The patches of this room."""
+    return PATCHES

@@ -1,0 +1,98 @@
+"""Waiting for SGLang: until its engine is idle, and for no answer longer than the limit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from ...errors import WeightSyncError
+
+POLL_S: Final = 0.05
+
+#: Calls that nobody waits for any more and that have not ended; asyncio itself keeps none of its tasks alive.
+_left: Final[set[asyncio.Future[Any]]] = set()
+
+
+CONTROL_LIMIT: Final = "sync_control_timeout_s"
+DRAIN_LIMIT: Final = "sync_drain_timeout_s"
+
+
+async def answered(call: Awaitable[Any], limit_s: float, what: str, setting: str = CONTROL_LIMIT) -> Any:
+    """The result of ``call`` if it comes within ``limit_s`` seconds.
+
+    The call itself is never cancelled, neither by the limit nor with its caller: up to SGLang 0.5.20 a message whose
+    sender was cancelled blocks all later messages of its kind.
+
+    Args:
+        call: what to wait for.
+        limit_s: how long, in seconds.
+        what: it is an answer to, for the message.
+        setting: that the limit comes from, for the message.
+
+    Raises:
+        WeightSyncError: no answer in time. What was asked for may still happen.
+    """
+    task = asyncio.ensure_future(call)
+    _left.add(task)
+    task.add_done_callback(_forget)
+    done, _ = await asyncio.wait({task}, timeout=limit_s)
+    if not done:
+        raise WeightSyncError(
+            found=f"no answer from SGLang to {what} within {limit_s:g} s",
+            expected="an engine that answers",
+            advice=f"The log of its scheduler says what it does. If it needs longer, raise mtp.plugin.{setting}.",
+        )
+    return task.result()
+
+
+def _forget(task: asyncio.Future[Any]) -> None:
+    _left.discard(task)
+    if not task.cancelled():
+        task.exception()  # seen: asyncio does not complain of it when nobody waits any more
+
+
+async def drain(
+    manager: Any, limit_s: float, *, retracted: bool = False, given_up: Callable[[], bool] = lambda: False
+) -> float:
+    """Wait until SGLang has nothing in flight, and say how long that took, in seconds.
+
+    Its door (``is_pause``) must be closed. ``flush_cache`` succeeds exactly where a release of memory does not fail its
+    assertion: the two share a predicate in all releases. It is asked again and again, without a time of its own to
+    wait: with one it leaves no retracted request out (0.5.21) and refuses a second caller.
+
+    Args:
+        manager: SGLang's ``TokenizerManager``.
+        limit_s: in seconds.
+        retracted: requests wait in a paused scheduler; their callers wait with them.
+        given_up: asked between two polls; when it says so, waiting ends as at the limit.
+
+    Raises:
+        WeightSyncError: the engine is still busy after ``limit_s`` seconds.
+    """
+    manager.auto_create_handle_loop()  # without it nobody reads the answer (0.5.6)
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    while not await _is_idle(manager, limit_s, retracted):
+        waited = loop.time() - start
+        if waited >= limit_s or given_up():
+            raise WeightSyncError(
+                found=f"an engine still busy after {waited:.1f} s, with {in_flight(manager)} requests in flight",
+                expected="an idle engine, since SGLang's scheduler ends itself when it releases memory while it runs",
+                advice="Nothing was released. Stop requests first (abort_all_requests), or raise "
+                f"mtp.plugin.{DRAIN_LIMIT}.",
+            )
+        await asyncio.sleep(POLL_S)
+    return loop.time() - start
+
+
+async def _is_idle(manager: Any, limit_s: float, retracted: bool) -> bool:
+    # A request that is past the door, and perhaps not sent yet, holds this lock until it has its answer.
+    if not retracted and await manager.model_update_lock.is_locked():
+        return False
+    return bool((await answered(manager.flush_cache(), limit_s, "flush_cache", DRAIN_LIMIT)).success)
+
+
+def in_flight(manager: Any) -> int:
+    """Requests that SGLang's tokenizer manager knows and that have not ended."""
+    return sum(not state.finished for state in list(manager.rid_to_state.values()))

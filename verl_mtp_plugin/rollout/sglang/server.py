@@ -1,0 +1,84 @@
+"""``SGLangHttpServer`` releasing and resuming memory: what its methods do in the server's process, and their answers.
+
+Servers of ranks above 0 have no tokenizer manager and do nothing; verl 0.7.1 asks them all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ... import runtime
+from .drain import answered, in_flight
+from .freed import KV_CACHE
+from .memory import memory_of
+from .pause import is_second, message
+
+Method = Callable[..., Awaitable[Any]]
+
+
+async def release(original: Method, server: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """``release_kv_cache`` or ``sleep``: release what verl releases in this mode, once the engine is idle.
+
+    Returns:
+        drain_s: seconds until it was. freed_bytes: None if nobody can say. released: tags, none if nothing was.
+
+    Raises:
+        WeightSyncError: the engine stays busy, and nothing was released; or it does not answer.
+    """
+    if is_second(server):
+        return {"drain_s": 0.0, "freed_bytes": None, "released": []}
+    memory = memory_of(server.tokenizer_manager)
+    before = set(memory.released)
+    await original(server, *args, **kwargs)
+    released = sorted(memory.released - before)
+    return {
+        "drain_s": memory.drain_s if released else 0.0,
+        "freed_bytes": memory.freed_bytes if released else None,
+        "released": released,
+    }
+
+
+async def resume(original: Method, server: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """``resume_kv_cache`` or ``wake_up``: take back what of it is released.
+
+    Returns:
+        resumed: tags, none if nothing was.
+
+    Raises:
+        WeightSyncError: the engine does not answer.
+    """
+    if is_second(server):
+        return {"resumed": []}
+    memory, settings = memory_of(server.tokenizer_manager), runtime.settings()
+    before = set(memory.released)
+    # verl flushes the cache after it, and would wait for that for ever.
+    limit_s = settings.sync_drain_timeout_s + 2 * settings.sync_control_timeout_s
+    await answered(original(server, *args, **kwargs), limit_s, "resume")
+    return {"resumed": sorted(before - memory.released)}
+
+
+async def release_kv_cache(server: Any) -> None:
+    """The method that verl 0.7.1 does not have."""
+    if not is_second(server) and server.config.free_cache_engine:
+        request = message("ReleaseMemoryOccupationReqInput", tags=[KV_CACHE])
+        await server.tokenizer_manager.release_memory_occupation(request, None)
+
+
+async def resume_kv_cache(server: Any) -> None:
+    """The method that verl 0.7.1 does not have."""
+    if not is_second(server) and server.config.free_cache_engine:
+        request = message("ResumeMemoryOccupationReqInput", tags=[KV_CACHE])
+        await server.tokenizer_manager.resume_memory_occupation(request, None)
+        await server.tokenizer_manager.flush_cache()
+
+
+async def mtp_status(server: Any) -> dict[str, Any]:
+    """What this process knows of its engine, which is not asked: paused, released, in_flight, global_steps."""
+    manager = None if is_second(server) else server.tokenizer_manager
+    return {
+        "paused": bool(manager is not None and manager.is_pause),
+        "released": sorted(memory_of(manager).released) if manager is not None else [],
+        "in_flight": in_flight(manager) if manager is not None else 0,
+        "global_steps": server.global_steps,
+    }
