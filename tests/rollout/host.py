@@ -40,7 +40,7 @@ class Host:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("VERL_") or k == stacks.LAYERS_VARIABLE}
         env = {
             **kept,
-            "PYTHONPATH": stack.path,
+            "PYTHONPATH": os.pathsep.join(filter(None, (stack.path, os.environ.get("PYTHONPATH")))),
             "PYTHONWARNINGS": "ignore",
             "OMP_NUM_THREADS": "1",
             "RAY_USAGE_STATS_ENABLED": "0",

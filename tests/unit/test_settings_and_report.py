@@ -39,10 +39,28 @@ def test_options_from_the_environment() -> None:
         "VERL_MTP_PLUGIN_LOSS": "Soft_Cross_Entropy",
         "VERL_MTP_PLUGIN_LOSS_CHUNK_TOKENS": "512",
         "VERL_MTP_PLUGIN_CLIP_GRAD": "joint",
+        "VERL_MTP_PLUGIN_SYNC_REQUESTS": "Retract",
+        "VERL_MTP_PLUGIN_SYNC_DRAIN_TIMEOUT_S": "7.5",
+        "VERL_MTP_PLUGIN_SYNC_CONTROL_TIMEOUT_S": "8",
+        "VERL_MTP_PLUGIN_SYNC_TRANSFER_TIMEOUT_S": "90",
+        "VERL_MTP_PLUGIN_SYNC_RETRIES": "0",
+        "VERL_MTP_PLUGIN_CHECK_DRAFTER": "False",
     }
     settings = Settings.from_environment(environ)
-    assert settings == Settings(Mode.STRICT, "VERL_MTP_PLUGIN", "soft_cross_entropy", 512, "joint")
-    assert settings.options == {"loss": "soft_cross_entropy", "loss_chunk_tokens": "512", "clip_grad": "joint"}
+    assert settings == Settings(
+        Mode.STRICT, "VERL_MTP_PLUGIN", "soft_cross_entropy", 512, "joint", "retract", 7.5, 8.0, 90.0, 0, False
+    )
+    assert settings.options == {
+        "loss": "soft_cross_entropy",
+        "loss_chunk_tokens": "512",
+        "clip_grad": "joint",
+        "sync_requests": "retract",
+        "sync_drain_timeout_s": "7.5",
+        "sync_control_timeout_s": "8.0",
+        "sync_transfer_timeout_s": "90.0",
+        "sync_retries": "0",
+        "check_drafter": "False",
+    }
     assert set(environ) == set(VARIABLES)
     assert Settings().options == {}
 
@@ -57,6 +75,14 @@ def test_config_over_environment() -> None:
 
 
 @pytest.mark.parametrize(
+    ("mode", "check", "wanted"),
+    [(Mode.AUTO, "auto", False), (Mode.STRICT, "auto", True), (Mode.AUTO, True, True), (Mode.STRICT, "false", False)],
+)
+def test_the_drafter_is_checked_in_strict_mode_or_as_asked(mode: Mode, check: str | bool, wanted: bool) -> None:
+    assert Settings(mode).with_config({"check_drafter": check}).checks_drafter is wanted
+
+
+@pytest.mark.parametrize(
     ("value", "message"),
     [
         ({"loss": "kl"}, "plugin.loss='kl'; expected one of cross_entropy, soft_cross_entropy, total_variation"),
@@ -65,7 +91,13 @@ def test_config_over_environment() -> None:
         ({"clip_grad": -1}, "plugin.clip_grad=-1; expected a positive number, auto, or joint"),
         ({"clip_grad": "nan"}, "plugin.clip_grad='nan'; expected a positive number"),
         ({"mode": "on"}, "plugin.mode='on'; expected one of auto, strict, off"),
-        ({"chunk": 1}, "plugin.chunk; expected one of mode, loss, loss_chunk_tokens, clip_grad"),
+        ({"chunk": 1}, "plugin.chunk; expected one of mode, loss, loss_chunk_tokens, clip_grad, sync_requests, "),
+        ({"sync_requests": "keep"}, "plugin.sync_requests='keep'; expected one of abort, retract"),
+        ({"sync_drain_timeout_s": 0}, "plugin.sync_drain_timeout_s=0; expected a positive number of seconds"),
+        ({"sync_transfer_timeout_s": "inf"}, "plugin.sync_transfer_timeout_s='inf'; expected a positive number"),
+        ({"sync_retries": -1}, "plugin.sync_retries=-1; expected a number of further attempts, at least 0"),
+        ({"sync_retries": 1.5}, "plugin.sync_retries=1.5; expected a number of further attempts"),
+        ({"check_drafter": "yes"}, "plugin.check_drafter='yes'; expected one of auto, true, false"),
     ],
 )
 def test_what_the_config_must_not_hold(value: Any, message: str) -> None:

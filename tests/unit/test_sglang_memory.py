@@ -86,6 +86,22 @@ def test_an_engine_that_stays_busy_is_an_error_and_the_door_opens_again() -> Non
     assert not any(message.startswith("release") for message in _play(scenario).sent)
 
 
+def test_a_second_release_that_fails_leaves_the_door_closed() -> None:
+    async def scenario(manager: Manager) -> None:
+        await _release(manager, KV)
+        manager.unread = 1
+        with pytest.raises(WeightSyncError, match="still busy"):
+            await _release(manager, WEIGHTS)
+        manager.unread = 0
+        late = asyncio.create_task(manager.generate(1, 1.0))
+        await asyncio.sleep(10)
+        assert not late.done()
+        await _resume(manager, KV)
+        assert await late == "done"
+
+    _play(scenario)
+
+
 def test_a_door_that_verl_closed_stays_closed() -> None:
     async def scenario(manager: Manager) -> None:
         manager.is_pause = True
@@ -150,7 +166,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(operations=OPERATIONS, latencies=st.lists(st.floats(0, 90), min_size=1, max_size=20))
 def test_no_order_of_calls_ends_the_engine(operations: list[Any], latencies: list[float]) -> None:
     """Whatever is asked, at whatever time, by callers that leave: the scheduler lives, and in the end all is back."""

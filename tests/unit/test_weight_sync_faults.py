@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -84,7 +85,7 @@ class WeightSyncs(RuleBasedStateMachine):
         cluster.calls = 0
         wanted = options(free_cache_engine=self.releases, retries=self.retries, version=self.step)
         cluster.caller = asyncio.ensure_future(synchronise(cluster.servers, trainer, wanted, self.mirror))
-        (outcome,) = await asyncio.gather(cluster.caller, return_exceptions=True)
+        outcome: Any = (await asyncio.gather(cluster.caller, return_exceptions=True))[0]
         cluster.caller = None
         await cluster.settled()
         if isinstance(outcome, WeightSyncError | asyncio.CancelledError):
@@ -128,7 +129,7 @@ def cancelled_at(calls: Iterable[int], *attempts: Attempt) -> tuple[BaseExceptio
 
     async def main() -> BaseException | None:
         cluster.caller = asyncio.ensure_future(synchronise(cluster.servers, trainer, options(version=1), StateMirror()))
-        (outcome,) = await asyncio.gather(cluster.caller, return_exceptions=True)
+        outcome: Any = (await asyncio.gather(cluster.caller, return_exceptions=True))[0]
         await cluster.settled()
         return outcome if isinstance(outcome, BaseException) else None
 

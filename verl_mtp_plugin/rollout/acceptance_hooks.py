@@ -41,6 +41,7 @@ SERVER: Final = PatchSet(
             "drafts for the former, and shows 0 accepted drafts for the latter, whatever SGLang accepts",
             upstream="no release; delete when verl reads the names of the oldest supported SGLang, and no sample "
             "without a verify step counts",
+            decide=probes.is_coroutine_function("SGLangHttpServer.generate"),
             build=around_async(acceptance_server.generate),
         ),
         Patch(
@@ -110,7 +111,7 @@ def _client(name: str, module: str, qualname: str, wrapper: Any, decide: Any = N
         upstream="verl 0.8.0 sums over turns; no release sums over resumed requests",
         build=around_async(wrapper),
         absent_ok=True,
-        **({"decide": decide} if decide else {}),
+        decide=decide or probes.is_coroutine_function(qualname),
     )
 
 

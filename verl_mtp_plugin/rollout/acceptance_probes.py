@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from inspect import signature, unwrap
+from collections.abc import Callable
+from inspect import iscoroutinefunction, signature, unwrap
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +13,23 @@ from ..environment import Environment
 from ..patching import Verdict, applicable, not_needed, unsupported
 from ..verl_fixes.probes import mentions
 from . import acceptance
+
+
+def is_coroutine_function(qualname: str) -> Callable[[Environment, ModuleType], Verdict]:
+    """A probe for what is wrapped in a coroutine function: it must be one, or not be there."""
+
+    def decide(environment: Environment, module: ModuleType) -> Verdict:
+        try:
+            found = attrgetter(qualname)(module)
+        except AttributeError:
+            return applicable()
+        if iscoroutinefunction(found):
+            return applicable()
+        return unsupported(
+            found=f"{qualname} that is no coroutine function", expected="async def", advice="update verl-mtp-plugin"
+        )
+
+    return decide
 
 
 def decide_spec_metrics(environment: Environment, module: ModuleType) -> Verdict:

@@ -70,13 +70,12 @@ class UpstreamTransfer:
         view = copy.copy(self._manager)
         view.replicas = [_Uncontrolled(replica) for replica in self._replicas]
         name = "actor_wg" if hasattr(view, "actor_wg") else "trainer"  # renamed in verl 0.9.0
-        trainer = _Noted(getattr(view, name), self._started)
+        trainer = _noted(copy.copy(getattr(view, name)), self._started)
         setattr(view, name, trainer)
 
         def build_process_group(rollout: Any, *args: Any, **kwargs: Any) -> Any:
-            self._groups = [trainer, _Noted(rollout, self._started)]
-            rollout.update_weights = self._groups[1].update_weights  # the body has this very object in its hands
-            return type(view).build_process_group(view, self._groups[1], *args, **kwargs)
+            self._groups = [trainer, _noted(rollout, self._started)]
+            return type(view).build_process_group(view, rollout, *args, **kwargs)
 
         view.build_process_group = build_process_group
         args, kwargs = self._arguments
@@ -109,24 +108,21 @@ class UpstreamTransfer:
         return not silent
 
 
-class _Noted:
-    """A worker group whose calls are noted."""
+def _noted(group: Any, started: list[Any]) -> Any:
+    """The worker group itself, which from now on adds the references of its calls to ``started``."""
 
-    def __init__(self, group: Any, started: list[Any]) -> None:
-        self._group, self._started = group, started
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._group, name)
-        return self._noting(value) if name in _CALLS else value
-
-    def _noting(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def noting(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             references = method(*args, **kwargs)
             if isinstance(references, list):
-                self._started.extend(references)
+                started.extend(references)
             return references
 
         return call
+
+    for name in _CALLS:
+        setattr(group, name, noting(getattr(group, name)))
+    return group
 
 
 def _in_thread(work: Callable[[], Any]) -> asyncio.Future[Any]:

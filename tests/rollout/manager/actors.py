@@ -15,7 +15,8 @@ class Server:
         self.log, self.free_cache_engine = log, free_cache_engine
         self.open = asyncio.Event()
         self.open.set()
-        self.kv_mapped, self.weights, self.global_steps = True, "step 0", None
+        self.kv_mapped, self.weights = True, "step 0"
+        self.global_steps: int | None = None
         self.broken: set[str] = set()  # methods that raise
         self.slow_s = 0.0  # seconds that a pause takes
 

@@ -97,19 +97,24 @@ class Job:
             return f"{type(error).__name__}: {error}"
 
     def generate(self) -> list[Any]:
-        """What each server says to a request now; "hangs" if it does not answer."""
+        """What each server says to a request now; "hangs" if it holds it back and goes on to do so."""
 
-        async def one(server: Any) -> Any:
-            try:
-                return list(await asyncio.wait_for(asyncio.ensure_future(_await(server.generate.remote())), 0.3))
-            except asyncio.TimeoutError:
-                return "hangs"
+        async def one(handle: Any, server: Server) -> Any:
+            request = asyncio.ensure_future(_answer(handle.generate.remote()))
+            while True:
+                await asyncio.wait({request}, timeout=0.3)
+                if request.done():
+                    return list(request.result())
+                if not server.open.is_set():
+                    request.cancel()
+                    return "hangs"
 
         async def main() -> list[Any]:
-            return await asyncio.gather(*(one(server) for replica in self.replicas for server in replica.servers))
+            pairs = [pair for replica in self.replicas for pair in zip(replica.servers, replica.actors)]
+            return await asyncio.gather(*(one(handle, server) for handle, server in pairs))
 
         return asyncio.run(main())
 
 
-async def _await(ref: Any) -> Any:
-    return await ref
+async def _answer(reference: Any) -> Any:
+    return await reference

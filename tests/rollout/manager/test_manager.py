@@ -170,7 +170,7 @@ def test_a_transfer_that_does_not_return_ends_at_the_limit(verl: str) -> None:
     assert "no answer after 0.5 s" in found["returned"]
     assert "finalize" not in found["trainer"]
     assert found["generate"] == HANG
-    assert found["ticks"] >= 3  # the caller's event loop went on: verl's own body stops it
+    assert found["ticks"] >= 1  # the caller's event loop went on: verl's own body stops it
 
 
 @VERL

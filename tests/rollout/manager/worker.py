@@ -13,18 +13,18 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import verl.checkpoint_engine.base as base
 from verl.utils.tracking import Tracking
 from verl.workers.rollout.replica import RolloutMode
 
 import verl_mtp_plugin
 from tests.stack.conftest import MARK
 from verl_mtp_plugin.patching import PatchEngine
-from verl_mtp_plugin.rollout import manager, sync_metrics
-from verl_mtp_plugin.rollout.states import STATES
+from verl_mtp_plugin.rollout import manager, states, sync_metrics
 
 from . import fake_ray
 from .actors import CacheServer, RetractingServer, Server
-from .job import Job, base
+from .job import Job
 
 #: What is also run as verl was released; in others it never comes to an end.
 PLAIN = ("good", "awaited", "breaks_once", "refuses_to_pause")
@@ -46,7 +46,7 @@ def seen(job: Job, returned: Any) -> dict[str, Any]:
         "log": job.replicas[0].log,
         "trainer": job.trainer.log,
         "buffers": [engine.buffers for replica in job.replicas for engine in replica.engines] + [job.trainer.buffers],
-        "states": [str(STATES.state(replica)) for replica in job.replicas],
+        "states": [str(state) for state in states(job.manager).values()],
     }
 
 
@@ -242,7 +242,7 @@ def cannot_be_paused() -> Any:
     """No release but the git before 0.7.1: its SGLang servers have no such method, and nobody calls them."""
 
     class Deaf(Server):
-        abort_all_requests = property()  # type: ignore[assignment]
+        abort_all_requests = property()
 
     job = Job(server_class=Deaf)
     return {"trainer": job.trainer.log, "returned": job.sync()}
@@ -250,7 +250,7 @@ def cannot_be_paused() -> Any:
 
 @case
 def manager_of_the_users() -> Any:
-    class Manager(base.CheckpointEngineManager):  # type: ignore[misc,name-defined]
+    class Manager(base.CheckpointEngineManager):
         def update_weights(self, global_steps: int | None = None) -> str:
             return f"mine {global_steps}"
 

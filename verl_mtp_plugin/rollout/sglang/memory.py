@@ -98,7 +98,8 @@ async def _empty(manager: Any, memory: Memory, limit_s: float) -> float:
     try:
         return await drain(manager, limit_s, retracted=memory.door.retracted, given_up=lambda: memory.given_up)
     except BaseException:
-        await memory.door.open(manager)
+        if not memory.released:  # by an earlier call
+            await memory.door.open(manager)
         raise
 
 

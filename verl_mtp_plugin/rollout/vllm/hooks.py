@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ...patching import MISSING, Patch, PatchSet, Target
 from ..acceptance_hooks import around_async
+from ..acceptance_probes import is_coroutine_function
 from . import probes
 
 SERVER: Final = "verl.workers.rollout.vllm_rollout.vllm_async_server"
@@ -58,6 +59,7 @@ def _build_request_stats(original: Any) -> Any:
 def _server(name: str, reason: str, upstream: str, *, wrapper: str = "", **options: Any) -> Patch:
     """A patch of one method of verl's server."""
     module = "server_memory" if name.endswith("kv_cache") else "server"
+    options.setdefault("decide", is_coroutine_function(f"vLLMHttpServer.{name}"))
     return Patch(
         id=f"rollout.vllm.{name}",
         target=Target(SERVER, f"vLLMHttpServer.{name}"),

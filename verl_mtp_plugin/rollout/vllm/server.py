@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from functools import cache
 from typing import Any
 
-from ... import runtime
 from ...errors import WeightSyncError
 from .. import acceptance
 from . import acceptance as engine_acceptance
 from .control import admitted, close, control_of, name_of
-
-logger = logging.getLogger(__name__)
 
 
 async def generate(original: Any, server: Any, *args: Any, **kwargs: Any) -> Any:
@@ -31,8 +26,6 @@ async def abort_all_requests(original: Any, server: Any, *args: Any, **kwargs: A
     """
     if server.node_rank != 0:  # its engine runs on the first node
         return {"aborted": 0, "aborted_count": 0, "request_ids": []}
-    if runtime.settings().sync_requests != "abort":
-        _tell_that_requests_are_aborted()
     await close(server)
     try:
         result: dict[str, Any] = await original(server, *args, **kwargs)
@@ -47,11 +40,6 @@ async def abort_all_requests(original: Any, server: Any, *args: Any, **kwargs: A
             advice="The message is vLLM's; weights and KV cache are as they were.",
         ) from error
     return {**result, "aborted": result.get("aborted_count", 0)}
-
-
-@cache
-def _tell_that_requests_are_aborted() -> None:
-    logger.warning("mtp.plugin.sync_requests: requests of a vLLM server can only be aborted, and are")
 
 
 async def resume_generation(original: Any, server: Any, *args: Any, **kwargs: Any) -> Any:
