@@ -41,9 +41,9 @@ async def start() -> SimpleNamespace:
         runtime_env={"worker_process_setup_hook": rollout_process.HOOK},
     )
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
-    from verl_mtp_plugin.testing import file_transfer as transfer
-
     from verl.workers.config import CheckpointEngineConfig
+
+    from verl_mtp_plugin.testing import file_transfer as transfer
 
     names = {field.name for field in dataclasses.fields(CheckpointEngineConfig)}
     module = {"custom_backend_module": transfer.__name__} if "custom_backend_module" in names else {}
@@ -94,12 +94,12 @@ def _make_trainer() -> Any:
 
             self.engine = FileTransfer()
 
-        @register(dispatch_mode=Dispatch.ONE_TO_ALL, blocking=False)
+        @register(dispatch_mode=Dispatch.ONE_TO_ALL, blocking=False)  # type: ignore[untyped-decorator]
         async def update_weights(self, global_steps: Any = None, mode: str = "auto") -> None:
             weights = {name: torch.full((WEIGHT_BYTES // 4,), float(global_steps)) for name in WEIGHTS}
             await self.engine.send_weights(weights.items())
 
-        @register(dispatch_mode=Dispatch.DP_COMPUTE, blocking=False)
+        @register(dispatch_mode=Dispatch.DP_COMPUTE, blocking=False)  # type: ignore[untyped-decorator]
         def execute_checkpoint_engine(self, method: str, *args: Any, **kwargs: Any) -> Any:
             return getattr(self.engine, method)(*args, **kwargs)
 

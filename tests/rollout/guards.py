@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
+import urllib.request
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -229,24 +231,20 @@ async def generation_without_cache(state: Any) -> Outcome:
 
 
 async def over_http(state: Any) -> Outcome:
-    """The route that a hybrid worker of verl's takes: verl's own client, to SGLang's own endpoints."""
-    import aiohttp
-
+    """The route that verl's hybrid workers take: SGLang's own endpoints."""
     server, scheduler = await _launch(state)
     host, port = server.get_server_address()
     faults.set_fault("drain", Fault.BUSY)
     asyncio.get_running_loop().call_later(0.3, faults.clear_faults)
-    codes = []
-    async with aiohttp.ClientSession() as client:
-        for path, tags in (
-            ("release", ["kv_cache", "weights"]),
-            ("resume", ["weights"]),
-            ("resume", ["weights"]),
-            ("resume", ["kv_cache"]),
-        ):
-            url = f"http://{host}:{port}/{path}_memory_occupation"
-            async with client.post(url, json={"tags": tags}) as answer:
-                codes.append(answer.status)
+
+    def post(call: str, *tags: str) -> int:
+        url, body = f"http://{host}:{port}/{call}_memory_occupation", json.dumps({"tags": tags}).encode()
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+
+    calls = [("release", "kv_cache", "weights"), ("resume", "weights"), ("resume", "weights"), ("resume", "kv_cache")]
+    codes = [await asyncio.to_thread(post, *call) for call in calls]
     tokens = await servers.generate(server)
     return {"codes": codes, "saver": scheduler.memory_saver_adapter.calls, "tokens": tokens, "death": scheduler.death}
 

@@ -21,7 +21,7 @@ LIMITS = {
 }
 #: What the stand-in generates with the weights it starts with.
 TOKENS = [0, 1, 2, 3]
-NOTHING = {"drain_s": 0.0, "freed_bytes": None, "released": []}
+NOTHING: dict[str, object] = {"drain_s": 0.0, "freed_bytes": None, "released": []}
 
 
 @pytest.fixture(scope="module", params=STACKS, ids=str)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,8 @@ from .faults import Fault
 #: ``checkpoint_engine.backend``.
 BACKEND: Final = "file"
 POLL_S: Final = 0.01
+#: How long receivers wait for a sender.
+WAIT_S: Final = 4.0
 
 
 class TransferFault(RuntimeError):
@@ -39,7 +42,6 @@ class FileTransfer(CheckpointEngine):
 
     def __init__(self, bucket_size: int = 0, is_master: bool = False, **options: Any) -> None:
         self.bucket_size, self.is_master = bucket_size, is_master
-        self.finalized = 0  # times
 
     def prepare(self) -> dict[str, Any]:
         _raise("prepare")
@@ -57,7 +59,6 @@ class FileTransfer(CheckpointEngine):
 
     def finalize(self) -> None:
         _raise("finalize")
-        self.finalized += 1
 
     async def send_weights(self, weights: Iterable[tuple[str, torch.Tensor]], global_steps: int | None = None) -> None:
         await _fault("send")
@@ -66,11 +67,11 @@ class FileTransfer(CheckpointEngine):
         path.with_suffix(".partial").replace(path)
 
     async def receive_weights(self, global_steps: int | None = None) -> AsyncIterator[tuple[str, torch.Tensor]]:
-        finalized = self.finalized
+        end = time.monotonic() + WAIT_S
         while not weights_file().exists():
             await asyncio.sleep(POLL_S)
-            if self.finalized != finalized:
-                raise TransferFault("finalized while it waited for weights")
+            if time.monotonic() > end:
+                raise TransferFault(f"no weights came within {WAIT_S:g} s")
         named = list(torch.load(weights_file()).items())
         for index, (name, tensor) in enumerate(named):
             if index == len(named) - 1:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-
 #: The version of a model that has weights of several.
 MIXED = -1
 

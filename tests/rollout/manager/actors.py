@@ -27,7 +27,8 @@ class Server:
 
     async def abort_all_requests(self, reject_request: bool = False) -> dict[str, Any]:
         self._called("abort_all_requests")
-        await asyncio.sleep(self.slow_s)
+        if self.slow_s:
+            await asyncio.sleep(self.slow_s)
         self.open.clear()
         return {"aborted": 2}
 
