@@ -8,7 +8,7 @@ environment: ``VERL_MTP_PLUGIN=strict VERL_MTP_PLUGIN_LOSS=total_variation``.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
@@ -23,6 +23,8 @@ MODE_KEY: Final = "actor_rollout_ref.model.mtp.plugin"
 LOSSES: Final = ("cross_entropy", "soft_cross_entropy", "total_variation")
 #: Values of ``clip_grad`` that are no number.
 AUTO, JOINT = "auto", "joint"
+#: What to do about MTP weights that a Hugging Face checkpoint lacks: raise, or start from Megatron's initialisation.
+MISSING_WEIGHTS: Final = ("error", "random")
 
 
 class Mode(str, Enum):
@@ -63,6 +65,7 @@ class Settings:
     #: Largest norm of the MTP parameters' gradient, apart from the policy's; "auto": the policy's limit, apart if
     #: detach_encoder is set and with the policy otherwise; "joint": one norm over everything, as Megatron does.
     clip_grad: float | str = AUTO
+    missing_weights: str = MISSING_WEIGHTS[0]
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -123,11 +126,16 @@ def _refuse(value: Any, source: str, expected: str) -> SettingsError:
     )
 
 
-def _parse_loss(value: Any, source: str) -> str:
-    name = str(value).strip().lower()
-    if name not in LOSSES:
-        raise _refuse(value, source, f"one of {', '.join(LOSSES)}")
-    return name
+def _choice(*choices: str) -> Callable[[Any, str], str]:
+    """A parser of one word out of several."""
+
+    def parse(value: Any, source: str) -> str:
+        name = str(value).strip().lower()
+        if name not in choices:
+            raise _refuse(value, source, f"one of {', '.join(choices)}")
+        return name
+
+    return parse
 
 
 def _parse_chunk(value: Any, source: str) -> int | None:
@@ -155,7 +163,12 @@ def _parse_clip(value: Any, source: str) -> float | str:
     return limit
 
 
-_PARSERS: Final = {"loss": _parse_loss, "loss_chunk_tokens": _parse_chunk, "clip_grad": _parse_clip}
+_PARSERS: Final[Mapping[str, Callable[[Any, str], Any]]] = {
+    "loss": _choice(*LOSSES),
+    "loss_chunk_tokens": _parse_chunk,
+    "clip_grad": _parse_clip,
+    "missing_weights": _choice(*MISSING_WEIGHTS),
+}
 #: Environment variable of each option.
 OPTION_VARIABLES: Final = {name: f"{MODE_VARIABLE}_{name.upper()}" for name in _PARSERS}
 #: All variables that Ray workers on other nodes must see too.

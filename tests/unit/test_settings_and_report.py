@@ -39,10 +39,13 @@ def test_options_from_the_environment() -> None:
         "VERL_MTP_PLUGIN_LOSS": "Soft_Cross_Entropy",
         "VERL_MTP_PLUGIN_LOSS_CHUNK_TOKENS": "512",
         "VERL_MTP_PLUGIN_CLIP_GRAD": "joint",
+        "VERL_MTP_PLUGIN_MISSING_WEIGHTS": "Random",
     }
     settings = Settings.from_environment(environ)
-    assert settings == Settings(Mode.STRICT, "VERL_MTP_PLUGIN", "soft_cross_entropy", 512, "joint")
-    assert settings.options == {"loss": "soft_cross_entropy", "loss_chunk_tokens": "512", "clip_grad": "joint"}
+    assert settings == Settings(Mode.STRICT, "VERL_MTP_PLUGIN", "soft_cross_entropy", 512, "joint", "random")
+    assert settings.options == {
+        "loss": "soft_cross_entropy", "loss_chunk_tokens": "512", "clip_grad": "joint", "missing_weights": "random",
+    }  # fmt: skip
     assert set(environ) == set(VARIABLES)
     assert Settings().options == {}
 
@@ -53,6 +56,8 @@ def test_config_over_environment() -> None:
     assert base.with_config(False).mode is Mode.OFF  # YAML 1.1 reads a bare off as False
     changed = base.with_config({"loss": "cross_entropy", "loss_chunk_tokens": None, "clip_grad": 2})
     assert changed == Settings(Mode.AUTO, "default", "cross_entropy", None, 2.0)
+    assert base.with_config({"missing_weights": "random"}).missing_weights == "random"
+    assert base.missing_weights == "error"
     assert base.with_config({"mode": "strict"}) == Settings(Mode.STRICT, MODE_KEY, "total_variation", 512)
 
 
@@ -64,8 +69,9 @@ def test_config_over_environment() -> None:
         ({"loss_chunk_tokens": "many"}, "plugin.loss_chunk_tokens='many'; expected a number of tokens"),
         ({"clip_grad": -1}, "plugin.clip_grad=-1; expected a positive number, auto, or joint"),
         ({"clip_grad": "nan"}, "plugin.clip_grad='nan'; expected a positive number"),
+        ({"missing_weights": True}, "plugin.missing_weights=True; expected one of error, random"),
         ({"mode": "on"}, "plugin.mode='on'; expected one of auto, strict, off"),
-        ({"chunk": 1}, "plugin.chunk; expected one of mode, loss, loss_chunk_tokens, clip_grad"),
+        ({"chunk": 1}, "plugin.chunk; expected one of mode, loss, loss_chunk_tokens, clip_grad, missing_weights"),
     ],
 )
 def test_what_the_config_must_not_hold(value: Any, message: str) -> None:
