@@ -140,6 +140,7 @@ def stack(session: nox.Session) -> None:
             # The committed tables must be what this run has found.
             for tables in ("tests.contract.generate", "tests.contract.parallel.generate"):
                 _run_in_stack(session, "-m", tables, "--check", "--from", outcomes)
+            _run_in_stack(session, "-m", "tests.bridges.models_table", "--check")
 
 
 @nox.session(venv_backend="none", requires=["layers"])
@@ -155,6 +156,12 @@ def matrix(session: nox.Session) -> None:
     """Run the contract matrix with and without the plugin, and its two-process cells, and write docs/RESULTS.md."""
     _run_in_stack(session, "-m", "tests.contract.generate", *session.posargs)
     _run_in_stack(session, "-m", "tests.contract.parallel.generate", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["layers"])
+def models(session: nox.Session) -> None:
+    """Ask every bridge for every model family's MTP, and write docs/MODELS.md."""
+    _run_in_stack(session, "-m", "tests.bridges.models_table", *session.posargs)
 
 
 @nox.session(venv_backend="none", requires=["layers"])

@@ -29,6 +29,10 @@ class UnsupportedError(MtpPluginError, NotImplementedError):
     """The installed versions cannot do what was asked for."""
 
 
+class MissingWeightsError(MtpPluginError):
+    """A checkpoint, or what is exported, lacks weights of MTP layers that the model has."""
+
+
 class PatchRequiredError(MtpPluginError):
     """MTP is used, but a patch it must not run without is not in place."""
 

@@ -12,6 +12,8 @@ from .errors import SettingsError
 LOSSES: Final = ("cross_entropy", "soft_cross_entropy", "total_variation")
 #: Values of ``clip_grad`` that are no number; ``auto`` is one of ``check_drafter`` too.
 AUTO, JOINT = "auto", "joint"
+#: What to do about MTP weights that a Hugging Face checkpoint lacks: raise, or start from Megatron's initialisation.
+MISSING_WEIGHTS: Final = ("error", "random")
 #: What becomes of requests in flight when a weight sync begins.
 REQUESTS: Final = ("abort", "retract")
 
@@ -88,6 +90,7 @@ PARSERS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "loss": _choice(LOSSES),
     "loss_chunk_tokens": _chunk,
     "clip_grad": _clip,
+    "missing_weights": _choice(MISSING_WEIGHTS),
     "sync_requests": _choice(REQUESTS),
     "sync_drain_timeout_s": _seconds,
     "sync_control_timeout_s": _seconds,

@@ -14,10 +14,10 @@ from enum import Enum
 from typing import Any, Final
 
 from .errors import SettingsError
-from .setting_values import AUTO, JOINT, LOSSES, PARSERS, REQUESTS
+from .setting_values import AUTO, JOINT, LOSSES, MISSING_WEIGHTS, PARSERS, REQUESTS
 
-__all__ = ["AUTO", "JOINT", "LOSSES", "MODE_KEY", "MODE_VARIABLE", "OPTION_VARIABLES", "REQUESTS", "VARIABLES"]
-__all__ += ["Mode", "Settings"]
+__all__ = ["AUTO", "JOINT", "LOSSES", "MISSING_WEIGHTS", "MODE_KEY", "MODE_VARIABLE", "OPTION_VARIABLES"]
+__all__ += ["REQUESTS", "VARIABLES", "Mode", "Settings"]
 
 #: Environment variable with the mode; forwarded to every Ray worker.
 MODE_VARIABLE: Final = "VERL_MTP_PLUGIN"
@@ -63,6 +63,8 @@ class Settings:
     #: Largest norm of the MTP parameters' gradient, apart from the policy's; "auto": the policy's limit, apart if
     #: detach_encoder is set and with the policy otherwise; "joint": one norm over everything, as Megatron does.
     clip_grad: float | str = AUTO
+    #: MTP weights that a Hugging Face checkpoint lacks: raise, or start from Megatron's initialisation.
+    missing_weights: str = MISSING_WEIGHTS[0]
     #: Requests in flight when a weight sync begins: "abort" ends them, "retract" continues them after it.
     sync_requests: str = REQUESTS[0]
     sync_drain_timeout_s: float = 60.0  # until an engine is idle

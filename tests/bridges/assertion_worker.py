@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.stack import verl_legacy_worker as legacy
-from tests.stack import watched_engine as common
+from tests.stack import watched_engine as common  # makes the quickstart's modules importable
+
+# isort: split
+import engine as quickstart
+
 from verl_mtp_plugin.testing import cuda
 
 MESSAGE = "MTP requires vanilla_mbridge to be True"
@@ -69,7 +73,13 @@ def add_assertion() -> str:
         if enable_mtp:
             assert megatron_config.use_mbridge, OTHER
             assert megatron_config.vanilla_mbridge, MESSAGE
-        given = (override_model_config, override_transformer_config, trust_remote_code, megatron_config, enable_mtp)
+        given: tuple[Any, ...] = (
+            override_model_config,
+            override_transformer_config,
+            trust_remote_code,
+            megatron_config,
+            enable_mtp,
+        )
         return released(self, model_path, tokenizer_or_path, dtype, *given)
 
     MegatronWorker._init_hf_config_and_tf_config = _init_hf_config_and_tf_config
@@ -95,7 +105,16 @@ def asked(source: Path, *, enable_mtp: bool = True, vanilla: bool = False, use_m
 
     worker = legacy.new_worker(source, actor=True)
     megatron = OmegaConf.create({**MEGATRON, "use_mbridge": use_mbridge, "vanilla_mbridge": vanilla})
-    given = (str(source), str(source), torch.bfloat16, {}, dict(TRANSFORMER_CONFIG), False, megatron, enable_mtp)
+    given: tuple[Any, ...] = (
+        str(source),
+        str(source),
+        torch.bfloat16,
+        {},
+        dict(TRANSFORMER_CONFIG),
+        False,
+        megatron,
+        enable_mtp,
+    )
     try:
         worker._init_hf_config_and_tf_config(*given)
     except Exception as error:
@@ -107,7 +126,7 @@ def asked(source: Path, *, enable_mtp: bool = True, vanilla: bool = False, use_m
 def main() -> None:
     folder, mode = Path(sys.argv[1]), sys.argv[2]
     import_old_verl()
-    common.quickstart.prepare(plugin=False)
+    quickstart.prepare(plugin=False)
     assertion = add_assertion()
     common.prepare(bare=mode == "bare")
     from megatron.core import parallel_state

@@ -19,7 +19,7 @@ import torch  # noqa: E402
 from sampler import TinyMiMo  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from verl_mtp_plugin.bridges import mbridge_mimo  # noqa: E402
+from verl_mtp_plugin.bridges.mends import mbridge_mimo  # noqa: E402
 from verl_mtp_plugin.patching.engine import PatchEngine  # noqa: E402
 from verl_mtp_plugin.patching.patch import Patch, PatchSet  # noqa: E402
 from verl_mtp_plugin.testing import cuda, transformer_engine  # noqa: E402

@@ -24,8 +24,8 @@ RELEASES = (("megatron-bridge", "0.3.1"), ("megatron-core", "0.16.1"), ("mbridge
 SNAPSHOT = "VERL_MTP_SNAPSHOT"
 REFUSAL = (
     "UnsupportedError: verl-mtp-plugin: found {model} with megatron-bridge 0.3.1: {why}; expected a bridge that builds "
-    "and converts this model's MTP layers, since mtp.enable=True. {ways}megatron-bridge 0.3.1 does the MTP of {others}. "
-    "To register support, describe a family in the hook verl_mtp_models and mend a bridge in verl_mtp_patches: "
+    "and converts this model's MTP layers, since mtp.enable=True. {ways}megatron-bridge 0.3.1 does the MTP of {others}."
+    " To register support, describe a family in the hook verl_mtp_models and mend a bridge in verl_mtp_patches: "
     "help(verl_mtp_plugin.hookspecs). To train without MTP set actor_rollout_ref.model.mtp.enable=False."
 )
 
@@ -62,7 +62,8 @@ def test_a_model_without_mtp_in_this_release_is_refused() -> None:
     assert ask("on")["unsupported"] == REFUSAL.format(
         model="DeepseekV3ForCausalLM (model_type deepseek_v3, family DeepSeek-V3)",
         why="DeepSeekV3Bridge builds this model without MTP layers (mtp_num_layers=None)",
-        ways="megatron-bridge does DeepSeek-V3 from 0.4.0 on. ",
+        ways="megatron-bridge does DeepSeek-V3 from 0.4.0 on. mbridge does it from 0.15.1 on: "
+        "actor_rollout_ref.actor.megatron.vanilla_mbridge=True. ",
         others="GLM-4.5",
     )
 

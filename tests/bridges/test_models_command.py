@@ -94,6 +94,9 @@ def no(detail: str) -> dict[str, Any]:
 def test_mbridge() -> None:
     found = answers(MBRIDGE_OLD)
     assert found["MiMo"] == yes("MimoBridge builds the MTP layers and names their weights", "bridge.mbridge_mimo")
+    assert found["DeepSeek-V3"] == yes(
+        "DeepseekV3Bridge builds the MTP layers and names their weights", "bridge.mbridge_deepseek"
+    )
     # Its GLM-4 class never sets mtp_num_layers, though it has names for MTP weights.
     assert found["GLM-4.5"] == no("GLM4MoEBridge builds this model without MTP layers (mtp_num_layers=None)")
     assert found["Qwen3.5"] == no("it has no bridge class for this model")

@@ -62,7 +62,8 @@ def test_misspelt_option(run_stack: RunStack) -> None:
     overrides = [ENABLE, FLAG[:-1] + ".los=total_variation"]
     done = run_stack(COMPOSE.format(overrides=overrides), verl=VERL[-1], check=False)
     assert (
-        "found actor_rollout_ref.model.mtp.plugin.los; expected one of mode, loss, loss_chunk_tokens, clip_grad."
+        "found actor_rollout_ref.model.mtp.plugin.los; expected one of mode, loss, loss_chunk_tokens, clip_grad, "
+        "missing_weights."
     ) in done.stderr
 
 

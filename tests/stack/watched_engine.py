@@ -26,7 +26,7 @@ def prepare(*, bare: bool) -> None:
     quickstart.prepare(plugin=not bare)
     tiny.register()
     from verl_mtp_plugin import runtime
-    from verl_mtp_plugin.bridges import mbridge_mimo
+    from verl_mtp_plugin.bridges.mends import mbridge_mimo
     from verl_mtp_plugin.patching import PatchEngine
     from verl_mtp_plugin.training import hooks
     from verl_mtp_plugin.verl_fixes.hooks import PATCHES

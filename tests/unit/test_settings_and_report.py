@@ -39,6 +39,7 @@ def test_options_from_the_environment() -> None:
         "VERL_MTP_PLUGIN_LOSS": "Soft_Cross_Entropy",
         "VERL_MTP_PLUGIN_LOSS_CHUNK_TOKENS": "512",
         "VERL_MTP_PLUGIN_CLIP_GRAD": "joint",
+        "VERL_MTP_PLUGIN_MISSING_WEIGHTS": "Random",
         "VERL_MTP_PLUGIN_SYNC_REQUESTS": "Retract",
         "VERL_MTP_PLUGIN_SYNC_DRAIN_TIMEOUT_S": "7.5",
         "VERL_MTP_PLUGIN_SYNC_CONTROL_TIMEOUT_S": "8",
@@ -48,12 +49,24 @@ def test_options_from_the_environment() -> None:
     }
     settings = Settings.from_environment(environ)
     assert settings == Settings(
-        Mode.STRICT, "VERL_MTP_PLUGIN", "soft_cross_entropy", 512, "joint", "retract", 7.5, 8.0, 90.0, 0, False
+        Mode.STRICT,
+        "VERL_MTP_PLUGIN",
+        "soft_cross_entropy",
+        512,
+        "joint",
+        "random",
+        "retract",
+        7.5,
+        8.0,
+        90.0,
+        0,
+        False,
     )
     assert settings.options == {
         "loss": "soft_cross_entropy",
         "loss_chunk_tokens": "512",
         "clip_grad": "joint",
+        "missing_weights": "random",
         "sync_requests": "retract",
         "sync_drain_timeout_s": "7.5",
         "sync_control_timeout_s": "8.0",
@@ -71,6 +84,8 @@ def test_config_over_environment() -> None:
     assert base.with_config(False).mode is Mode.OFF  # YAML 1.1 reads a bare off as False
     changed = base.with_config({"loss": "cross_entropy", "loss_chunk_tokens": None, "clip_grad": 2})
     assert changed == Settings(Mode.AUTO, "default", "cross_entropy", None, 2.0)
+    assert base.with_config({"missing_weights": "random"}).missing_weights == "random"
+    assert base.missing_weights == "error"
     assert base.with_config({"mode": "strict"}) == Settings(Mode.STRICT, MODE_KEY, "total_variation", 512)
 
 
@@ -90,8 +105,12 @@ def test_the_drafter_is_checked_in_strict_mode_or_as_asked(mode: Mode, check: st
         ({"loss_chunk_tokens": "many"}, "plugin.loss_chunk_tokens='many'; expected a number of tokens"),
         ({"clip_grad": -1}, "plugin.clip_grad=-1; expected a positive number, auto, or joint"),
         ({"clip_grad": "nan"}, "plugin.clip_grad='nan'; expected a positive number"),
+        ({"missing_weights": True}, "plugin.missing_weights=True; expected one of error, random"),
         ({"mode": "on"}, "plugin.mode='on'; expected one of auto, strict, off"),
-        ({"chunk": 1}, "plugin.chunk; expected one of mode, loss, loss_chunk_tokens, clip_grad, sync_requests, "),
+        (
+            {"chunk": 1},
+            "plugin.chunk; expected one of mode, loss, loss_chunk_tokens, clip_grad, missing_weights, sync_",
+        ),
         ({"sync_requests": "keep"}, "plugin.sync_requests='keep'; expected one of abort, retract"),
         ({"sync_drain_timeout_s": 0}, "plugin.sync_drain_timeout_s=0; expected a positive number of seconds"),
         ({"sync_transfer_timeout_s": "inf"}, "plugin.sync_transfer_timeout_s='inf'; expected a positive number"),

@@ -37,6 +37,8 @@ NO_KERNELS: Final[dict[str, Any]] = {
 }
 #: Where Megatron-Bridge locks a folder while it reads the config; the lock's file stays. Its default is in the home.
 LOCKS: Final = "MEGATRON_CONFIG_LOCK_DIR"
+#: Where the bridges' base classes lie: what is patched there serves every family.
+GENERAL: Final = ("mbridge.core.", "megatron.bridge.models.conversion.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +150,8 @@ def _locks_in(folder: Path) -> Iterator[None]:
 
 
 def _mends(bridge_class: type) -> tuple[str, ...]:
-    """The ids of the patch sets that are applied in the modules which the bridge's class is made of."""
-    modules = {cls.__module__ for cls in bridge_class.__mro__}
+    """The ids of the patch sets that are applied in the modules which the bridge's class, and no other, is made of."""
+    modules = {cls.__module__ for cls in bridge_class.__mro__ if not cls.__module__.startswith(GENERAL)}
     applied = runtime.report().with_decision([Decision.APPLIED])
     return tuple(dict.fromkeys(r.patch_set for r in applied if r.target.partition(":")[0] in modules))
 

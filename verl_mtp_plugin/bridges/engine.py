@@ -10,10 +10,10 @@ from .. import runtime
 from ..errors import UnsupportedError
 from ..models.lookup import promised_layers
 from ..verl_fixes.mtp_config import OVERRIDE
-from . import export
 from .built import check_mtp_is_built, check_no_mtp_is_built
 from .refusal import unknown_model, unsupported
 from .support import bridge_label
+from .weights.export import check_export
 
 
 def demand(bridge: Any, provider: Any, hf_config: Any, overrides: Mapping[str, Any]) -> None:
@@ -123,7 +123,7 @@ def check_built(
         return
     check_mtp_is_built(modules, expected_layers(hf_config, overrides), bridge=label)
     if bridge is not None:
-        export.check_export(bridge, modules)
+        check_export(bridge, modules)
 
 
 def needs_mtp(engine: Any) -> bool:

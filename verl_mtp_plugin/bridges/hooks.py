@@ -8,7 +8,8 @@ from typing import Any, Final
 from ..environment import Environment
 from ..hookspecs import hookimpl
 from ..patching import Patch, PatchSet, Target, around
-from . import hybrid, mbridge_mimo
+from .mends import hybrid, mbridge_deepseek, mbridge_mimo, mbridge_rope, megatron_bridge_qwen3_next
+from .weights import hooks as weights
 
 ENGINE: Final = "verl.workers.engine.megatron.transformer_impl"
 
@@ -41,7 +42,11 @@ PATCHES: Final[tuple[Patch | PatchSet, ...]] = (
         upstream="no release; delete when verl checks what its bridge built",
         build=around(_build_megatron_module),
     ),
+    *weights.PATCHES,
+    *mbridge_rope.PATCHES,
     *mbridge_mimo.PATCHES,
+    *mbridge_deepseek.PATCHES,
+    *megatron_bridge_qwen3_next.PATCHES,
     *hybrid.PATCHES,
 )
 

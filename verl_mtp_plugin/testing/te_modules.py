@@ -106,45 +106,9 @@ class Linear(torch.nn.Linear):
         if parallel_mode not in (None, "duplicated"):
             raise NotImplementedError(f"TELinear with parallel_mode={parallel_mode!r}: only duplicated is stood in for")
         super().__init__(input_size, output_size, bias=bias, dtype=config.params_dtype)
+        self.parallel_mode = parallel_mode  # by which Megatron-Bridge knows that the weight is not sharded
         if init_method is not None:
             init_method(self.weight)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, None]:
         return super().forward(hidden), None
-
-
-class GroupedLinear(torch.nn.Module):
-    """For the experts' grouped layers: ``weight0``, ``weight1``, ... one for each local expert (expert TP of 1)."""
-
-    def __init__(
-        self,
-        num_gemms: int,
-        input_size: int,
-        output_size: int,
-        *,
-        config: Any,
-        init_method: Callable[[Tensor], Any] | None = None,
-        **unused: Any,
-    ) -> None:
-        super().__init__()
-        self.num_gemms = num_gemms
-        for expert in range(num_gemms):
-            weight = torch.nn.Parameter(torch.empty(output_size, input_size, dtype=config.params_dtype))
-            if init_method is not None:
-                init_method(weight)
-            weight.allreduce = False  # experts' gradients have groups of their own
-            self.register_parameter(f"weight{expert}", weight)
-
-    def forward(self, tokens: Tensor, m_splits: Any) -> tuple[Tensor, None]:
-        """``[t, in]``, sorted by expert, to ``[t, out]``; ``m_splits`` counts the tokens of each expert."""
-        sizes = m_splits.tolist() if isinstance(m_splits, Tensor) else list(m_splits)
-        parts = [part @ getattr(self, f"weight{i}").t() for i, part in enumerate(tokens.split(sizes))]
-        return torch.cat(parts), None
-
-
-class ColumnGroupedLinear(GroupedLinear):
-    """For ``TEColumnParallelGroupedLinear``."""
-
-
-class RowGroupedLinear(GroupedLinear):
-    """For ``TERowParallelGroupedLinear``."""

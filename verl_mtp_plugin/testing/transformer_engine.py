@@ -2,9 +2,9 @@
 
 verl and the bridges build every model from the TransformerEngine layer specs; there is no switch to the local ones.
 
-==================================  ========================================
-asked for                           stands in (:mod:`.te_modules`, :mod:`.te_attention`)
-==================================  ========================================
+==================================  =================================================================
+asked for                           stands in (:mod:`.te_modules`, :mod:`.te_experts`, :mod:`.te_attention`)
+==================================  =================================================================
 TENorm                              Norm
 TELinear                            Linear (duplicated on every rank)
 TEColumnParallelLinear              ColumnLinear, megatron-core's own layer
@@ -13,7 +13,7 @@ TELayerNormColumnParallelLinear     LayerNormColumnLinear
 TEColumn/RowParallelGroupedLinear   Column/RowGroupedLinear
 TEDotProductAttention               DotProductAttention
 TESpecProvider                      a subclass that never asks for TransformerEngine's version
-==================================  ========================================
+==================================  =================================================================
 
 ``install()`` comes after :func:`.cuda.install` and before a model is built. Parameter names and shapes are
 TransformerEngine's, so that bridges load and save the same weights. Kernels, fp8 and numerics are not.
@@ -40,6 +40,7 @@ def install() -> None:
     if getattr(extension, "HAVE_TE", False):
         raise RuntimeError("TransformerEngine is installed here: the stand-ins would hide it")
     names = stand_ins()
+    importlib.import_module("megatron.core.transformer.multi_latent_attention")  # without TransformerEngine: None each
     _rename_everywhere(names)  # the spec provider, imported next, copies them
     for name, value in names.items():
         setattr(extension, name, value)
@@ -50,12 +51,14 @@ def install() -> None:
         # Both import the names only where TransformerEngine is, and refuse its specs where HAVE_TE says that it is not.
         holder = importlib.import_module(module)
         holder.__dict__.update(HAVE_TE=True, TENorm=names["TENorm"], TESpecProvider=names["TESpecProvider"])
+    # The last norm of a block that is made from a single layer's spec, which with TransformerEngine is its norm too.
+    vars(importlib.import_module("megatron.core.transformer.transformer_block"))["LayerNormImpl"] = names["TENorm"]
     _installed.add("transformer_engine")
 
 
 def stand_ins() -> dict[str, Any]:
     """The stand-in for each of TransformerEngine's classes, by its name."""
-    from . import te_attention, te_modules  # they import megatron-core
+    from . import te_attention, te_experts, te_modules  # they import megatron-core
 
     return {
         "TENorm": te_modules.Norm,
@@ -63,8 +66,8 @@ def stand_ins() -> dict[str, Any]:
         "TEColumnParallelLinear": te_modules.ColumnLinear,
         "TERowParallelLinear": te_modules.RowLinear,
         "TELayerNormColumnParallelLinear": te_modules.LayerNormColumnLinear,
-        "TEColumnParallelGroupedLinear": te_modules.ColumnGroupedLinear,
-        "TERowParallelGroupedLinear": te_modules.RowGroupedLinear,
+        "TEColumnParallelGroupedLinear": te_experts.ColumnGroupedLinear,
+        "TERowParallelGroupedLinear": te_experts.RowGroupedLinear,
         "TEDotProductAttention": te_attention.DotProductAttention,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..family import MEGATRON_BRIDGE, ModelFamily
+from ..family import MBRIDGE, MEGATRON_BRIDGE, ModelFamily
 from .samples import AFTER_TRUNK, COPIES, DENSE, EXPERTS, LATENT, NEXTN
 
 DEEPSEEK_V3: Final = ModelFamily(
@@ -14,7 +14,7 @@ DEEPSEEK_V3: Final = ModelFamily(
     ("deepseek_v3",),
     mtp_prefixes=AFTER_TRUNK,
     copies=COPIES,
-    since={MEGATRON_BRIDGE: "0.4.0"},
+    since={MBRIDGE: "0.15.1", MEGATRON_BRIDGE: "0.4.0"},
     sample={
         **DENSE,
         **EXPERTS,

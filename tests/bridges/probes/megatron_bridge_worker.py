@@ -1,6 +1,6 @@
-"""The real Megatron-Bridge, asked for the MTP of several models: for :mod:`.test_probes_megatron_bridge`. Prints JSON.
+"""The real Megatron-Bridge, asked for the MTP of several models: for :mod:`.test_megatron_bridge`. Prints JSON.
 
-``python -m tests.bridges.probe_megatron_bridge_worker FOLDER all``
+``python -m tests.bridges.probes.megatron_bridge_worker FOLDER all``
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from verl_mtp_plugin.models import MEGATRON_BRIDGE, families
 from verl_mtp_plugin.testing import linear_attention, megatron_bridge
 from verl_mtp_plugin.testing.verl_engine import TRANSFORMER_CONFIG
 
-from . import probe_common as common
-from .mimo_worker import prepare
+from ..mimo_worker import prepare
+from . import common
 
 FOLDER = Path(sys.argv[1])
 MIMO, DEEPSEEK_V3, GLM4_MOE, QWEN3_NEXT = (dict(family.sample or {}) for family in common.FAMILIES)

@@ -30,14 +30,14 @@ REGISTER: Final = (
 @functools.cache
 def ask_mbridge(megatron_core: str, mode: str = "all") -> Any:
     """What mbridge's worker says."""
-    return _run("probe_mbridge_worker", mode, {"mbridge": MBRIDGE, "megatron-core": megatron_core})
+    return _run("probes.mbridge_worker", mode, {"mbridge": MBRIDGE, "megatron-core": megatron_core})
 
 
 @functools.cache
 def ask_megatron_bridge(release: str) -> Any:
     """What Megatron-Bridge's worker says."""
     releases = {"megatron-bridge": release, "megatron-core": MEGATRON_BRIDGE[release]}
-    return _run("probe_megatron_bridge_worker", "all", releases)
+    return _run("probes.megatron_bridge_worker", "all", releases)
 
 
 def _run(worker: str, mode: str, releases: dict[str, str]) -> Any:

@@ -1,6 +1,6 @@
-"""The real mbridge, asked for the MTP of several models: for :mod:`.test_probes_mbridge`. Prints JSON.
+"""The real mbridge, asked for the MTP of several models: for :mod:`.test_mbridge`. Prints JSON.
 
-``python -m tests.bridges.probe_mbridge_worker FOLDER all|bare``
+``python -m tests.bridges.probes.mbridge_worker FOLDER all|bare``
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from verl_mtp_plugin.bridges import mbridge_mimo
 from verl_mtp_plugin.bridges.mbridge import probe
+from verl_mtp_plugin.bridges.mends import mbridge_mimo
 from verl_mtp_plugin.testing.verl_engine import TRANSFORMER_CONFIG
 
-from . import probe_common as common
-from .mimo_worker import apply, prepare
+from ..mimo_worker import apply, prepare
+from . import common
 
 FOLDER = Path(sys.argv[1])
 MIMO, DEEPSEEK_V3, GLM4_MOE, QWEN3_NEXT = (dict(family.sample or {}) for family in common.FAMILIES)

@@ -11,7 +11,7 @@ from verl_mtp_plugin.bridges.support import Support
 from verl_mtp_plugin.errors import UnsupportedError
 from verl_mtp_plugin.models import MBRIDGE, MEGATRON_BRIDGE, ModelFamily
 
-from .probe_stacks import EXPECTED, REGISTER
+from .stacks import EXPECTED, REGISTER
 
 TALL = ModelFamily(
     "Tall", ("TallForCausalLM",), ("depths",), ("tall",), since={MBRIDGE: "1.0", MEGATRON_BRIDGE: "0.10"}

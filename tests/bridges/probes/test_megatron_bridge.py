@@ -1,11 +1,11 @@
 """The real Megatron-Bridge, asked for a model's MTP before any weight is loaded, and its answers held against models
-that are really built: :mod:`.probe_megatron_bridge_worker`."""
+that are really built: :mod:`.megatron_bridge_worker`."""
 
 from __future__ import annotations
 
 import pytest
 
-from .probe_stacks import EXPECTED, MEGATRON_BRIDGE, REGISTER, ask_megatron_bridge, no, yes
+from .stacks import EXPECTED, MEGATRON_BRIDGE, REGISTER, ask_megatron_bridge, no, yes
 
 OLDEST = next(iter(MEGATRON_BRIDGE))
 on_each_release = pytest.mark.parametrize("release", MEGATRON_BRIDGE)

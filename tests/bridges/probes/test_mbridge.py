@@ -1,10 +1,10 @@
-"""The real mbridge, asked for a model's MTP before any weight is loaded: :mod:`.probe_mbridge_worker`."""
+"""The real mbridge, asked for a model's MTP before any weight is loaded: :mod:`.mbridge_worker`."""
 
 from __future__ import annotations
 
 import pytest
 
-from .probe_stacks import EXPECTED, MBRIDGE, MEGATRON_CORE, REGISTER, ask_mbridge, no, yes
+from .stacks import EXPECTED, MBRIDGE, MEGATRON_CORE, REGISTER, ask_mbridge, no, yes
 
 on_each_megatron_core = pytest.mark.parametrize("megatron_core", MEGATRON_CORE)
 on_each_layer_name = pytest.mark.parametrize(("megatron_core", "inner"), MEGATRON_CORE.items())

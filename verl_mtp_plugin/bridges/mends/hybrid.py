@@ -11,8 +11,8 @@ import inspect
 from types import ModuleType
 from typing import Any, Final
 
-from ..environment import Environment
-from ..patching import Patch, Target, Verdict, applicable, around, not_needed
+from ...environment import Environment
+from ...patching import Patch, Target, Verdict, applicable, around, not_needed
 
 #: The provider, in Megatron-Bridge 0.6 and before.
 PROVIDERS: Final = (
@@ -42,8 +42,8 @@ def _patch(module: str, name: str) -> Patch:
     return Patch(
         id=f"bridge.hybrid_disabled.{name}",
         target=Target(module, f"{name}.finalize"),
-        reason="with MTP disabled a Nemotron-H is built with MTP through Megatron-Bridge 0.6, and not at all (TypeError)"
-        " through 0.4 and 0.5",
+        reason="with MTP disabled a Nemotron-H is built with MTP through Megatron-Bridge 0.6, and not at all "
+        "(TypeError) through 0.4 and 0.5",
         upstream="no release; delete when finalize leaves mtp_num_layers=None alone",
         decide=decide,
         build=around(_finalize),

@@ -1,0 +1,1 @@
+"""What bridges do wrongly with a model whose MTP they otherwise support, and this package mends."""
