@@ -24,6 +24,7 @@ BUILTIN: Final = (
     EntryPoint("job", "verl_mtp_plugin.job.hooks", hookspecs.PROJECT),
     EntryPoint("training", "verl_mtp_plugin.training.hooks", hookspecs.PROJECT),
     EntryPoint("bridges", "verl_mtp_plugin.bridges.hooks", hookspecs.PROJECT),
+    EntryPoint("rollout", "verl_mtp_plugin.rollout.hooks", hookspecs.PROJECT),
     EntryPoint("models", "verl_mtp_plugin.models.families", hookspecs.PROJECT),
 )
 

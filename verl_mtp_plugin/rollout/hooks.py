@@ -8,13 +8,14 @@ from typing import Final
 from ..environment import Environment
 from ..hookspecs import hookimpl
 from ..patching import Patch, PatchSet
-from . import acceptance_hooks, manager, sync_metrics
+from . import acceptance_hooks, manager, ranks, sync_metrics
 from .sglang import hooks as sglang
 from .vllm import hooks as vllm
 
 PATCHES: Final[tuple[Patch | PatchSet, ...]] = (
     *manager.PATCHES,
     *sync_metrics.PATCHES,
+    *ranks.PATCHES,
     *acceptance_hooks.PATCHES,
     *sglang.PATCHES,
     *vllm.PATCHES,

@@ -40,6 +40,8 @@ def weights_file() -> Path:
 class FileTransfer(CheckpointEngine):
     """One sender, any number of receivers; each transfer begins with an empty place."""
 
+    wait_s = WAIT_S
+
     def __init__(self, bucket_size: int = 0, is_master: bool = False, **options: Any) -> None:
         self.bucket_size, self.is_master = bucket_size, is_master
 
@@ -67,11 +69,11 @@ class FileTransfer(CheckpointEngine):
         path.with_suffix(".partial").replace(path)
 
     async def receive_weights(self, global_steps: int | None = None) -> AsyncIterator[tuple[str, torch.Tensor]]:
-        end = time.monotonic() + WAIT_S
+        end = time.monotonic() + self.wait_s
         while not weights_file().exists():
             await asyncio.sleep(POLL_S)
             if time.monotonic() > end:
-                raise TransferFault(f"no weights came within {WAIT_S:g} s")
+                raise TransferFault(f"no weights came within {self.wait_s:g} s")
         named = list(torch.load(weights_file()).items())
         for index, (name, tensor) in enumerate(named):
             if index == len(named) - 1:

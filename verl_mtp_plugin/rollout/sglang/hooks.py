@@ -26,19 +26,19 @@ def _later(module: str, name: str) -> Any:
     return wrapper
 
 
-def _method(module: str, name: str, wrapper: str | None) -> Callable[[Any], Any]:
-    """A builder around an upstream method, or of one of our own, ``module.name``, where there is none."""
+def _method(module: str, name: str, own: str, wrapper: str | None) -> Callable[[Any], Any]:
+    """A builder around an upstream method, or of one of our own, ``module.own``, where there is none."""
 
     def build(original: Any) -> Any:
-        method = _own_method(module, name) if original is MISSING else original
+        method = _own_method(module, name, own) if original is MISSING else original
         return method if wrapper is None else around_async(_later(module, wrapper))(method)
 
     return build
 
 
-def _own_method(module: str, name: str) -> Any:
+def _own_method(module: str, name: str, own: str) -> Any:
     async def method(self: Any) -> Any:
-        return await getattr(import_module(f".{module}", __package__), name)(self)
+        return await getattr(import_module(f".{module}", __package__), own)(self)
 
     method.__name__, method.__qualname__ = name, f"SGLangHttpServer.{name}"
     return method
@@ -70,7 +70,14 @@ def _manager(name: str, wrapper: str, reason: str, upstream: str) -> Patch:
 
 
 def _server(
-    name: str, reason: str, upstream: str, *, wrapper: str | None = None, module: str = "server", creates: bool = False
+    name: str,
+    reason: str,
+    upstream: str,
+    *,
+    wrapper: str | None = None,
+    own: str = "",
+    module: str = "server",
+    creates: bool = False,
 ) -> Patch:
     return Patch(
         id=f"rollout.sglang.server.{name}",
@@ -78,9 +85,9 @@ def _server(
         reason=reason,
         upstream=upstream,
         decide=_is_coroutine_function("SGLangHttpServer", name),
-        build=_method(module, name, wrapper),
+        build=_method(module, name, own or name, wrapper),
         creates=creates,
-        absent_ok=not creates,  # verl's first snapshots with MTP cannot pause a server
+        absent_ok=not creates,
     )
 
 
@@ -109,10 +116,13 @@ SERVER: Final = PatchSet(
     (
         _server(
             "abort_all_requests",
-            "a request that SGLang does not end keeps the server paused for ever; ranks above 0 raise (verl 0.7.1)",
+            "a request that SGLang does not end keeps the server paused for ever; ranks above 0 raise (verl 0.7.1); "
+            "servers of verl's git before 0.7.1 cannot be paused",
             "verl 0.8.0 for the ranks; no release for the limit",
             wrapper="abort_all_requests",
+            own="stop",
             module="pause",
+            creates=True,
         ),
         _server(
             "retract_all_requests",
@@ -126,7 +136,9 @@ SERVER: Final = PatchSet(
             "a server generates without its KV cache",
             "no release",
             wrapper="resume_generation",
+            own="go_on",
             module="pause",
+            creates=True,
         ),
         _server("sleep", "nobody knows what was released", _NEEDS_DRAIN, wrapper="release"),
         _server("wake_up", "nobody knows what was resumed", _NEEDS_DRAIN, wrapper="resume"),

@@ -99,6 +99,16 @@ async def resume_generation(original: Method, server: Any, *args: Any, **kwargs:
     return result
 
 
+async def stop(server: Any) -> None:
+    """``abort_all_requests`` for verl's git before 0.7.1, whose replicas only print that they abort."""
+    await server.tokenizer_manager.pause_generation(message("PauseGenerationReqInput", mode="abort"))
+
+
+async def go_on(server: Any) -> None:
+    """``resume_generation``, likewise."""
+    await _continue(server.tokenizer_manager)
+
+
 def is_second(server: Any) -> bool:
     """Whether a server is not the one of its replica that has the tokenizer manager."""
     return bool(server.node_rank != 0)

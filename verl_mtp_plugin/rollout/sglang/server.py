@@ -80,5 +80,5 @@ async def mtp_status(server: Any) -> dict[str, Any]:
         "paused": bool(manager is not None and manager.is_pause),
         "released": sorted(memory_of(manager).released) if manager is not None else [],
         "in_flight": in_flight(manager) if manager is not None else 0,
-        "global_steps": server.global_steps,
+        "global_steps": getattr(server, "global_steps", None),  # not in verl's git before 0.7.1
     }
