@@ -114,6 +114,12 @@ async def generate(handle: Any, tokens: int = 4) -> Any:
     return {"versions": versions, "tokens": len(output.token_ids), "stop": output.stop_reason}
 
 
+async def ids(handle: Any, tokens: int) -> list[int]:
+    """The token ids of one request to a server actor."""
+    output = await handle.generate.remote([1, 2, 3], {"max_new_tokens": tokens}, os.urandom(8).hex())
+    return list(output.token_ids)
+
+
 async def within(call: Any, seconds: float) -> Any:
     """What ``call`` returns; "no answer" if it does not in time."""
     try:

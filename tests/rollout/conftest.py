@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from .answers import Answers
 from .host import Host
 from .stacks import Stack
 
 StartHost = Callable[..., Host]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_answers(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A folder of this run that all processes of pytest-xdist see."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        Answers.folder = tmp_path_factory.getbasetemp().parent
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,9 @@ from . import servers
 
 Outcome = dict[str, Any]
 #: Tokens of a request that lasts half a second.
-LONG = 80
+LONG = 100
+#: For what must come.
+LIMIT_S = 60.0
 
 
 class Warnings(logging.Handler):
@@ -64,6 +66,21 @@ async def _failure(call: Awaitable[Any]) -> str:
     return ""
 
 
+async def _until(condition: Callable[[], bool]) -> None:
+    async def wait() -> None:
+        while not condition():
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(wait(), LIMIT_S)
+
+
+async def _start(server: Any, scheduler: Any, tokens: int = LONG, count: int = 1) -> list[asyncio.Task[list[int]]]:
+    """Requests, each of which has its first token."""
+    running = [asyncio.create_task(servers.generate(server, tokens)) for _ in range(count)]
+    await _until(lambda: sum(bool(request.tokens) for request in scheduler.running_batch.reqs) == count)
+    return running
+
+
 # -- what is released is resumed -----------------------------------------------------------------------------------
 
 
@@ -97,7 +114,7 @@ async def nothing_released(state: Any) -> Outcome:
 async def kept_cache(state: Any) -> Outcome:
     """K2: ``free_cache_engine`` is off, so ``sleep`` releases nothing, and verl's ``wake_up`` resumes all the same."""
     server, scheduler = await _launch(state, free_cache_engine=False)
-    outcome = {"released": await server.sleep(), "resumed": await _limited(server.wake_up())}
+    outcome = {"released": await server.sleep(), "resumed": await _limited(server.wake_up(), scheduler)}
     return {**outcome, "messages": _seen(scheduler, "Resume"), "death": scheduler.death}
 
 
@@ -107,15 +124,17 @@ async def adapter(state: Any) -> Outcome:
     kind = type(server)
     if hasattr(kind, "lora_as_adapter"):
         server.__class__ = type("WithAdapter", (kind,), {"lora_as_adapter": True})
-    outcome = {"released": await server.sleep(), "resumed": await _limited(server.wake_up())}
+    outcome = {"released": await server.sleep(), "resumed": await _limited(server.wake_up(), scheduler)}
     return {**outcome, "left": sorted(scheduler.offload_tags), "death": scheduler.death}
 
 
-async def _limited(call: Awaitable[Any]) -> Any:
-    try:
-        return await asyncio.wait_for(call, 3)
-    except asyncio.TimeoutError:
-        return "no answer"
+async def _limited(call: Awaitable[Any], scheduler: Any) -> Any:
+    """What the server answers; "no answer" if its scheduler has ended before it did."""
+    task = asyncio.ensure_future(call)
+    await _until(lambda: task.done() or bool(scheduler.death))
+    if not task.done():
+        await asyncio.wait({task}, timeout=0.3)
+    return task.result() if task.done() else "no answer"
 
 
 async def second_node(state: Any) -> Outcome:
@@ -131,10 +150,9 @@ async def second_node(state: Any) -> Outcome:
 async def busy_release(state: Any) -> Outcome:
     """A server that is put to sleep while it generates, and gets requests meanwhile."""
     server, scheduler = await _launch(state)
-    running = asyncio.create_task(servers.generate(server, LONG))
-    await asyncio.sleep(0.1)
+    (running,) = await _start(server, scheduler)
     releasing = asyncio.create_task(server.release_kv_cache())
-    await asyncio.sleep(0.1)
+    await _until(lambda: bool(server.tokenizer_manager.is_pause))
     late = [asyncio.create_task(servers.generate(server)) for _ in range(3)]
     released = await releasing
     later = asyncio.create_task(servers.generate(server))
@@ -159,7 +177,7 @@ async def late_result(state: Any, seconds: float) -> Outcome:
     await server.abort_all_requests()
     asyncio.get_running_loop().call_later(seconds, faults.clear_faults)
     release = getattr(server, "release_kv_cache", server.sleep)
-    released = await _limited(release())
+    released = await _limited(release(), scheduler)
     return {"released": released, "death": scheduler.death}
 
 
@@ -184,10 +202,9 @@ async def never_idle(state: Any) -> Outcome:
 
 async def deaf_abort(state: Any) -> Outcome:
     """SGLang does not end the requests that it is told to end."""
-    server, _ = await _launch(state)
+    server, scheduler = await _launch(state)
     faults.set_fault("abort", Fault.HANG)
-    running = asyncio.create_task(servers.generate(server, 4 * LONG))
-    await asyncio.sleep(0.1)
+    (running,) = await _start(server, scheduler, 6 * LONG)
     error = await _failure(server.abort_all_requests())
     faults.clear_faults()
     status, tokens = await server.mtp_status(), await servers.generate(server)
@@ -195,9 +212,8 @@ async def deaf_abort(state: Any) -> Outcome:
 
 
 async def abort(state: Any) -> Outcome:
-    server, _ = await _launch(state)
-    running = [asyncio.create_task(servers.generate(server, 100 * LONG)) for _ in range(3)]
-    await asyncio.sleep(0.1)
+    server, scheduler = await _launch(state)
+    running = await _start(server, scheduler, 100 * LONG, 3)
     answers = [await server.abort_all_requests(), await server.abort_all_requests()]
     late = asyncio.create_task(servers.generate(server))
     await asyncio.sleep(0.1)
@@ -209,6 +225,25 @@ async def abort(state: Any) -> Outcome:
         "held": held,
         "late": await late,
     }
+
+
+async def as_in_git(state: Any) -> Outcome:
+    """:func:`abort` with a server that cannot be paused, as those of verl's git before 0.7.1."""
+    from verl.workers.rollout.sglang_rollout.async_sglang_server import SGLangHttpServer
+
+    names = ("abort_all_requests", "resume_generation")
+    verl_mtp_plugin.deactivate()
+    known = {name: vars(SGLangHttpServer)[name] for name in names}
+    for name in names:
+        delattr(SGLangHttpServer, name)
+    try:
+        verl_mtp_plugin.activate()
+        return await abort(state)
+    finally:
+        verl_mtp_plugin.deactivate()
+        for name, method in known.items():
+            setattr(SGLangHttpServer, name, method)
+        verl_mtp_plugin.activate()
 
 
 async def unanswered_release(state: Any) -> Outcome:
@@ -252,8 +287,7 @@ async def over_http(state: Any) -> Outcome:
 async def retract(state: Any) -> Outcome:
     """A request that is in flight during a whole sync but the weights."""
     server, scheduler = await _launch(state)
-    running = asyncio.create_task(servers.generate(server, LONG))
-    await asyncio.sleep(0.1)
+    (running,) = await _start(server, scheduler)
     outcome: Outcome = {"error": await _failure(_retract(server))}
     if outcome["error"]:
         outcome["status"] = await server.mtp_status()

@@ -10,12 +10,16 @@ from typing import Any
 
 from verl_mtp_plugin.testing import faults
 from verl_mtp_plugin.testing.faults import Fault
+from verl_mtp_plugin.view import View
 
-from .cluster import failure, finish, generate, make_manager, start, within
+from .cluster import failure, finish, generate, ids, make_manager, start, within
 
 __all__ = ["finish", "start"]
 Outcome = dict[str, Any]
-SERVED_S = 10.0
+#: ``mtp`` of a job that wants its requests to survive.
+RETRACT = {"plugin": {"sync_requests": "retract"}}
+#: For what must come; and how long a server is busy that becomes idle while it is drained.
+SERVED_S, BUSY_S = 60.0, 0.5
 
 
 async def sync(
@@ -23,17 +27,16 @@ async def sync(
     step: int,
     requests: int = 0,
     faulty: dict[str, tuple[str, int | None]] | None = None,
-    busy_s: float = 0.0,
+    becomes_idle: bool = False,
 ) -> Outcome:
-    """One sync, with ``requests`` in flight before it, faults by step, and an engine that is busy for a while."""
+    """One sync, with ``requests`` in flight before it, and faults by step that ``becomes_idle`` ends in time."""
     faults.clear_faults()
     handle = state.replicas[0].server_handle
     running = [asyncio.create_task(generate(handle, 20_000)) for _ in range(requests)]
-    await asyncio.sleep(0.3 if requests else 0.0)
+    await all_run(handle, requests)
     for name, (fault, times) in (faulty or {}).items():
         faults.set_fault(name, Fault(fault), times)
-    if busy_s:
-        asyncio.get_running_loop().call_later(busy_s, faults.clear_faults)
+    clearing = asyncio.create_task(_clear_when_paused(handle)) if becomes_idle else None
     begin = time.monotonic()
     outcome: Outcome = {"answer": None}
 
@@ -42,9 +45,63 @@ async def sync(
 
     outcome["error"] = await failure(update())
     outcome["seconds"] = time.monotonic() - begin
+    if clearing is not None:
+        await clearing
     faults.clear_faults()
     outcome["running"] = [await within(task, SERVED_S) for task in running]
     return outcome
+
+
+async def all_run(handle: Any, requests: int) -> None:
+    """Return when so many requests are running and have a token each.
+
+    Raises:
+        asyncio.TimeoutError: they have not after a minute.
+    """
+
+    def look(server: Any) -> list[int]:
+        from verl_mtp_plugin.testing import sglang_engine
+
+        return [len(request.tokens) for request in sglang_engine.schedulers[-1].running_batch.reqs]
+
+    async def wait() -> None:
+        while sum(count > 0 for count in await handle.__ray_call__.remote(look)) < requests:
+            await asyncio.sleep(0.02)
+
+    if requests:
+        await asyncio.wait_for(wait(), SERVED_S)
+
+
+async def _clear_when_paused(handle: Any) -> None:
+    while not (await handle.mtp_status.remote())["paused"]:
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(BUSY_S)
+    faults.clear_faults()
+
+
+async def retracted(state: Any, step: int, tokens: int) -> Outcome:
+    """A sync with ``sync_requests=retract`` beside requests that began before it and end after it."""
+    faults.clear_faults()
+    replica = state.replicas[0]
+    running = [asyncio.create_task(ids(replica.server_handle, tokens)) for _ in range(2)]
+    await all_run(replica.server_handle, 2)
+    known, replica.model_config = replica.model_config, View(replica.model_config, mtp=RETRACT)
+    outcome: Outcome = {"answer": None}
+
+    async def update() -> None:
+        outcome["answer"] = await state.manager.update_weights(global_steps=step)
+
+    try:
+        outcome["error"] = await failure(update())
+    finally:
+        replica.model_config = known
+    outcome["ended_meanwhile"] = [task.done() for task in running]
+    outcome["tokens"] = [await within(task, SERVED_S) for task in running]
+    return outcome
+
+
+async def undisturbed(state: Any, tokens: int) -> Outcome:
+    return {"tokens": await within(ids(state.replicas[0].server_handle, tokens), SERVED_S)}
 
 
 async def served(state: Any, seconds: float = SERVED_S) -> Outcome:

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import pytest
 
-from verl_mtp_plugin.testing.sglang_scheduler import KV_CACHE_GB
+from verl_mtp_plugin.rollout.sglang.drain import POLL_S
+from verl_mtp_plugin.testing.sglang_scheduler import KV_CACHE_GB, TOKENS_PER_VERSION
 
 from .cluster import ENVIRONMENT
 from .conftest import StartHost
 from .host import Host
 from .stacks import PINNED
 
-DRAIN_S, CONTROL_S = 3.0, 15.0
+DRAIN_S, CONTROL_S = 5.0, 30.0
 LIMITS = {
     **ENVIRONMENT,
     "VERL_MTP_PLUGIN_SYNC_DRAIN_TIMEOUT_S": str(DRAIN_S),
     "VERL_MTP_PLUGIN_SYNC_CONTROL_TIMEOUT_S": str(CONTROL_S),
     "VERL_MTP_PLUGIN_SYNC_TRANSFER_TIMEOUT_S": "60",
 }
+#: Tokens of a request that lasts at least two seconds.
+LONG = 400
 TIMES = ("pause_s", "drain_s", "kv_release_s", "transfer_s", "kv_resume_s")
 
 
@@ -63,10 +66,35 @@ def test_requests_are_aborted_and_the_new_weights_are_served(host: Host) -> None
 
 
 def test_a_sync_waits_for_a_late_result(host: Host) -> None:
-    outcome = host.play("sync", step=4, faulty={"drain": ("busy", None)}, busy_s=0.6)
+    outcome = host.play("sync", step=4, faulty={"drain": ("busy", None)}, becomes_idle=True)
     assert outcome["error"] == ""
-    assert outcome["answer"]["weight_sync/drain_s"] > 0.2
+    assert outcome["answer"]["weight_sync/drain_s"] >= POLL_S  # it was not at first
     assert host.play("served") == _serving(4)
+
+
+def test_retracted_requests_continue_where_they_were(host: Host) -> None:
+    """Requests that began before a sync and end after it: nothing is lost, nothing is generated twice."""
+    version = host.play("status")["global_steps"]
+    before = host.play("undisturbed", tokens=LONG)["tokens"]
+    assert before == [version * TOKENS_PER_VERSION + position for position in range(LONG)]
+    same = host.play("retracted", step=version, tokens=LONG)
+    if host.stack.sglang == "0.5.6":  # it would lose them
+        assert "UnsupportedError" in same["error"]
+        assert "sync_requests=abort" in same["error"]
+        assert same["tokens"] == [before] * 2
+        assert host.play("served") == _serving(version)
+        return
+    assert same["error"] == ""
+    assert same["answer"]["weight_sync/aborted_requests"] == 0
+    assert same["ended_meanwhile"] == [False] * 2
+    assert same["tokens"] == [before] * 2
+    other = host.play("retracted", step=version + 1, tokens=LONG)
+    assert (other["error"], other["answer"]["weight_sync/aborted_requests"]) == ("", 0)
+    for tokens in other["tokens"]:
+        versions = [token // TOKENS_PER_VERSION for token in tokens]
+        assert [token % TOKENS_PER_VERSION for token in tokens] == list(range(LONG))
+        assert (versions, set(versions)) == (sorted(versions), {version, version + 1})
+    assert host.play("served") == _serving(version + 1)
 
 
 @pytest.mark.parametrize("step", ["receive", "send", "update"])
@@ -83,7 +111,6 @@ def test_an_engine_that_is_never_idle_keeps_serving_the_old_weights(host: Host) 
     assert outcome["error"].startswith("WeightSyncError")
     assert "replica 0" in outcome["error"]
     assert "still busy" in outcome["error"]
-    assert outcome["seconds"] < DRAIN_S + CONTROL_S
     assert host.play("served") == _serving(before)
 
 
@@ -96,7 +123,6 @@ def test_half_written_weights_are_not_served(host: Host) -> None:
     again = host.play("sync", step=8)
     assert again["error"].startswith("WeightSyncError")
     assert "given up earlier" in again["error"]
-    assert again["seconds"] < 1
     assert host.play("status") == status
 
 

@@ -51,7 +51,7 @@ class VerlReplica:
 
     @property
     def can_pause(self) -> bool:
-        """Whether its servers can stop requests at all (verl's git before 0.7.1 with SGLang: no)."""
+        """Whether its servers can stop requests at all."""
         servers = self._replica.servers
         return bool(servers) and hasattr(servers[0], _ABORT)
 

@@ -22,8 +22,8 @@ from .faults import Fault
 #: ``checkpoint_engine.backend``.
 BACKEND: Final = "file"
 POLL_S: Final = 0.01
-#: How long receivers wait for a sender.
-WAIT_S: Final = 4.0
+#: How long receivers wait for a sender that says nothing; one that fails says so.
+WAIT_S: Final = 30.0
 
 
 class TransferFault(RuntimeError):
@@ -34,6 +34,11 @@ def weights_file() -> Path:
     """Where the weights lie: beside the directory of the faults."""
     path = Path(os.environ[faults.VARIABLE])
     return path.with_name(f"{path.name}.weights")
+
+
+def _failed_file() -> Path:
+    """There when the sender has failed, as the others of a broken connection notice."""
+    return weights_file().with_suffix(".failed")
 
 
 @CheckpointEngineRegistry.register(BACKEND)
@@ -47,7 +52,8 @@ class FileTransfer(CheckpointEngine):
 
     def prepare(self) -> dict[str, Any]:
         _raise("prepare")
-        weights_file().unlink(missing_ok=True)
+        for path in (weights_file(), _failed_file()):
+            path.unlink(missing_ok=True)
         return {}
 
     @classmethod
@@ -63,7 +69,11 @@ class FileTransfer(CheckpointEngine):
         _raise("finalize")
 
     async def send_weights(self, weights: Iterable[tuple[str, torch.Tensor]], global_steps: int | None = None) -> None:
-        await _fault("send")
+        try:
+            await _fault("send")
+        except TransferFault:
+            _failed_file().touch()
+            raise
         path = weights_file()
         torch.save(dict(weights), path.with_suffix(".partial"))
         path.with_suffix(".partial").replace(path)
@@ -72,6 +82,8 @@ class FileTransfer(CheckpointEngine):
         end = time.monotonic() + self.wait_s
         while not weights_file().exists():
             await asyncio.sleep(POLL_S)
+            if _failed_file().exists():
+                raise TransferFault("the sender has failed")
             if time.monotonic() > end:
                 raise TransferFault(f"no weights came within {self.wait_s:g} s")
         named = list(torch.load(weights_file()).items())

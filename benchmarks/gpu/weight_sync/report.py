@@ -53,20 +53,37 @@ def _text(value: Any) -> str:
     return str(value).replace("|", "/").replace("\n", " ")[:120]
 
 
+def _outcome(row: Document | None) -> str:
+    if row is None:
+        return ""
+    return _text(row["found"]) if row["ok"] else f"**{_text(row['found'])}**"
+
+
 def checks(document: Document) -> str:
-    """Every check of both sessions, failed ones included."""
-    lines = ["| phase | | check | found | wanted | |", "|---|---|---|---|---|---|"]
-    for session, label in (("plugin", "with"), ("released", "verl as released")):
-        for name, phase in _phases(document, session).items():
-            if name not in SHOWN:
-                continue
-            for check, row in phase["checks"].items():
-                outcome = "ok" if row["ok"] else "**no**"
-                cells = (name, label, check.replace("_", " "), _text(row["found"]), _text(row["wanted"]), outcome)
-                lines.append(f"| {' | '.join(cells)} |")
-            if phase["error"]:
-                lines.append(f"| {name} | {label} | | {_text(phase['error'])} | | **no** |")
+    """Every check, both sessions side by side; bold: not what was wanted."""
+    plugin, released = _phases(document, "plugin"), _phases(document, "released")
+    lines = ["| phase | check | wanted | with the plugin | verl as released |", "|---|---|---|---|---|"]
+    for name in SHOWN:
+        ours, theirs = (phases.get(name, {"checks": {}, "error": ""}) for phases in (plugin, released))
+        for check in dict.fromkeys((*ours["checks"], *theirs["checks"])):
+            rows = [phase["checks"].get(check) for phase in (ours, theirs)]
+            wanted = next(row for row in rows if row)["wanted"]
+            cells = (name, check.replace("_", " "), _text(wanted), *map(_outcome, rows))
+            lines.append(f"| {' | '.join(cells)} |")
+        if ours["error"] or theirs["error"]:
+            errors = (f"**{_text(phase['error'])}**" if phase["error"] else "" for phase in (ours, theirs))
+            lines.append(f"| {name} | | | {' | '.join(errors)} |")
     return "\n".join(lines)
+
+
+def _leaks(document: Document) -> str:
+    """MiB that each sync leaves behind, from the fifth on."""
+    told = []
+    for name, label in (("plugin", "with the plugin"), ("released", "with verl as released")):
+        used = _phases(document, name).get("repeat", {}).get("values", {}).get("used_mib", [])
+        if len(used) > 5:
+            told.append(f"{(used[-1] - used[4]) / (len(used) - 5):.0f} MiB {label} ({len(used)} syncs)")
+    return f"Each sync leaves behind, from the fifth on: {', '.join(told)}." if told else ""
 
 
 def steps(document: Document) -> str:
@@ -87,7 +104,7 @@ def steps(document: Document) -> str:
 def sentences(document: Document) -> list[str]:
     """Numbers that are no checks."""
     plugin, released = _phases(document, "plugin"), _phases(document, "released")
-    told = []
+    told = [_leaks(document)] if _leaks(document) else []
     if memory := plugin.get("memory", {}).get("values"):
         told.append(
             f"Memory in use, whole GPU: {memory['used_mib']:,.0f} MiB, {memory['released_mib']:,.0f} MiB with the KV "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
@@ -11,6 +10,8 @@ import tempfile
 from typing import Any
 
 from tests.contract import stacks
+
+from ..answers import shared
 
 #: What each verl pins, and with verl 0.9.1 one that names the counts anew.
 PAIRS = (("0.7.1", "0.5.6"), ("0.8.0", "0.5.8"), ("0.9.0", "0.5.8"), ("0.9.1", "0.5.12.post1"), ("0.9.1", "0.5.21"))
@@ -27,13 +28,13 @@ def run(module: str, *arguments: str, layers: tuple[tuple[str, str], ...], given
         text=True,
         cwd=stacks.ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (path, extra)))},
-        timeout=900,
+        timeout=300,
     )
     assert process.returncode == 0, process.stderr[-4000:]
     return json.loads(process.stdout.strip().splitlines()[-1])
 
 
-@functools.cache
+@shared
 def server(verl: str, sglang: str) -> Any:
     """See :mod:`.server_worker`."""
     with tempfile.TemporaryDirectory() as folder:
@@ -45,6 +46,6 @@ def trainer(verl: str, steps: list[list[dict[str, Any]]]) -> Any:
     return _trainer(verl, json.dumps(steps))
 
 
-@functools.cache
+@shared
 def _trainer(verl: str, steps: str) -> Any:
     return run(f"{__package__}.trainer_worker", layers=(("verl", verl),), given=json.loads(steps))

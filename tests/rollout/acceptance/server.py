@@ -38,12 +38,12 @@ def prepare() -> None:
     ray.util.get_node_ip_address = lambda: "127.0.0.1"  # without a Ray session
 
 
-def make_model(folder: Path) -> Path:
-    """A config and a tokenizer whose words are their ids; no weights."""
+def make_model(folder: Path, **changes: Any) -> Path:
+    """A config, with ``changes``, and a tokenizer whose words are their ids; no weights."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
     words = Tokenizer(models.WordLevel({str(token): token for token in range(256)}, unk_token="0"))
     PreTrainedTokenizerFast(tokenizer_object=words, bos_token="1", eos_token="2", pad_token="2").save_pretrained(folder)
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
@@ -10,10 +9,11 @@ import sys
 from typing import Any
 
 from tests.contract import stacks
+from tests.rollout.answers import shared
 from tests.stack.conftest import MARK
 
 
-@functools.cache
+@shared
 def seen(verl: str) -> dict[str, Any]:
     """What the worker saw in that release."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("VERL_")}

@@ -239,7 +239,7 @@ def off_in_the_job_config() -> Any:
 
 @case
 def cannot_be_paused() -> Any:
-    """No release but the git before 0.7.1: its SGLang servers have no such method, and nobody calls them."""
+    """Servers of a backend that has no such method, which verl's git before 0.7.1 does not call either."""
 
     class Deaf(Server):
         abort_all_requests = property()

@@ -5,6 +5,7 @@ Stubs answer for kernels and for CUDA's part in sending tensors, and what SGLang
 
 from __future__ import annotations
 
+import gc
 import importlib
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -38,6 +39,8 @@ def prepare() -> ModuleType:
 
     torch.distributed.barrier = lambda *args, **kwargs: None
     scheduler = importlib.import_module(SCHEDULER)
+    importlib.import_module("sglang.srt.utils.patch_torch")  # after which the stand-in shares tensors by files
+    torch.multiprocessing.set_sharing_strategy("file_descriptor")  # a handle that can be opened once, as CUDA's
     # What SGLang's start sets up for all modules, from 0.5.17 on.
     parallel = SimpleNamespace(tp_rank=0, pp_size=1, tp_group=SimpleNamespace(cpu_group=None))
     for name in (SCHEDULER, UPDATER, RUNNER_UPDATER, TP_WORKER):
@@ -45,6 +48,7 @@ def prepare() -> ModuleType:
         if module is not None:
             _substitute(module, get_parallel=lambda: parallel)
             _substitute(module, get_model=lambda: SimpleNamespace(weight_cache_mode="off"))
+    gc.freeze()  # SGLang and these tests collect garbage often, and what was imported takes a second each time
     return scheduler
 
 

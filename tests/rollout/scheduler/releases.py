@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import functools
 import json
 import os
 import subprocess
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.contract import stacks
+from tests.rollout.answers import shared
 from tests.stack.conftest import results
 
 #: Layers that the tests demand: what the verl releases pin, and the first SGLang with weight-update sessions.
@@ -37,30 +36,13 @@ def _made(version: str) -> bool:
 SGLANG: Final = (*PINNED, *(version for version in KNOWN if _made(version)))
 
 
-class Answers:
-    """Where the processes of pytest-xdist share answers; None where there is one process."""
-
-    folder: Path | None = None
-
-
-@functools.cache
+@shared
 def ask(worker: str, *arguments: str, **releases: str) -> Any:
     """What a module of this directory prints with these releases: ``ask("drafter_worker", sglang="0.5.8")``."""
-    if Answers.folder is None:
-        return json.loads(_run(worker, *arguments, **releases))
-    answer = Answers.folder / ("-".join((worker, *arguments, *releases.values())) + ".json")
-    with answer.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not answer.exists():
-            answer.write_text(_run(worker, *arguments, **releases))
-    return json.loads(answer.read_text())
-
-
-def _run(worker: str, *arguments: str, **releases: str) -> str:
     env = {k: v for k, v in os.environ.items() if not k.startswith("VERL_")}
     paths = [str(stacks.layer(*release)) for release in releases.items()]
     env |= {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "VERL_USE_EXTERNAL_PLUGINS": "none"}
     command = [sys.executable, "-W", "ignore", "-m", f"tests.rollout.scheduler.{worker}", *arguments]
-    done = subprocess.run(command, cwd=stacks.ROOT, env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=stacks.ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-6000:]
-    return results(done)[0]
+    return json.loads(results(done)[0])

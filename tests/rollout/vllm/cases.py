@@ -9,8 +9,8 @@ from typing import Any
 from .server import Servers
 
 CASES: dict[str, Callable[[Servers], Awaitable[Any]]] = {}
-#: Tokens of a request that is still running when the server is paused.
-LONG = 3000
+#: Tokens of a request that is still running when the server is paused: 5000 steps, each a turn of the event loop.
+LONG = 20_000
 #: What a good transfer leaves.
 NEW = {"target": 2, "drafter": 2}
 

@@ -99,13 +99,13 @@ class AsyncLLM12:
             await asyncio.sleep(0)  # steps are counted in turns of the event loop, not in time
 
     def _tell(self, request: Request, reason: str | None) -> None:
-        """An output: all tokens so far."""
+        """An output: all tokens so far (verl looks at the last output alone)."""
         queue = self.output_processor.request_states.get(request.name)
         if queue is None:
             return
         if reason is not None:
             del self.output_processor.request_states[request.name]
-        completion = SimpleNamespace(token_ids=list(request.tokens), finish_reason=reason, logprobs=None)
+        completion = SimpleNamespace(token_ids=request.tokens, finish_reason=reason, logprobs=None)
         metrics = RequestStateStats(len(request.tokens)) if self.log_stats else None
         queue.put_nowait(SimpleNamespace(outputs=[completion], metrics=metrics, finished=reason is not None))
 

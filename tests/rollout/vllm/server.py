@@ -11,6 +11,8 @@ from ..acceptance.server import make_model
 from . import package
 
 DRAFTS_PER_STEP = 3
+#: Tokens that a request may have; verl limits what it asks for to that.
+CONTEXT = 100_000
 MODULE = "verl.workers.rollout.vllm_rollout.vllm_async_server"
 
 
@@ -27,7 +29,7 @@ class Servers:
     """Makes servers that differ in mode and config."""
 
     def __init__(self, folder: Path) -> None:
-        self._model = make_model(folder)
+        self._model = make_model(folder, max_position_embeddings=CONTEXT)
 
     def make(self, mode: str = "STANDALONE", *, mtp: bool = True, node_rank: int = 0, **config: Any) -> Any:
         """A server after its launch: with an engine, except on further nodes."""

@@ -1,0 +1,107 @@
+"""Rows of the tables, and a table: variants as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+Row = tuple[str, Callable[[dict[str, Any]], str]]
+
+
+def number(name: str, form: str = "{:.3g}", scale: float = 1.0) -> Callable[[dict[str, Any]], str]:
+    """A cell with the number of that name; a dash where a run has none."""
+
+    def cell(found: dict[str, Any]) -> str:
+        value = found.get(name)
+        return "-" if value is None else form.format(value * scale)
+
+    return cell
+
+
+def both_ends(name: str, form: str = "{:.3f}") -> Callable[[dict[str, Any]], str]:
+    """A cell with the values at the beginning and at the end."""
+
+    def cell(found: dict[str, Any]) -> str:
+        value = found.get(name)
+        return "-" if value is None else " -> ".join(form.format(part) for part in value)
+
+    return cell
+
+
+def steps(found: dict[str, Any]) -> str:
+    return f"{found['steps']}{'' if found['ended_well'] else ', then failed'}"
+
+
+def _unchanged(found: dict[str, Any]) -> str:
+    return "yes" if found["script_unchanged"] else "a refused line left out"
+
+
+COMMON: Final[tuple[Row, ...]] = (
+    ("script as it is", _unchanged),
+    ("steps", steps),
+    ("until the first step, s", number("first_step_s", "{:.0f}")),
+    ("time per step, s", number("step_s")),
+)
+SPEED: Final[tuple[Row, ...]] = (
+    ("rollout while busy, tokens/s (SGLang's log)", number("busy_tokens_per_s", "{:,.0f}")),
+    ("rollout over all decoding, tokens/s", number("decode_tokens_per_s", "{:,.0f}")),
+)
+ACCEPTANCE: Final[tuple[Row, ...]] = (
+    ("accepted drafts, SGLang's log", number("served_rate", "{:.1%}")),
+    ("tokens per verify step, SGLang's log", number("served_length", "{:.2f}")),
+    ("`rollout/spec_accept_rate`", number("reported_rate", "{:.1%}")),
+    ("`rollout/spec_accept_length`", number("reported_length", "{:.2f}")),
+    ("`mtp/top1_acceptance` (first draft)", number("predicted_rate", "{:.1%}")),
+    ("MTP loss, first -> last", both_ends("mtp_loss")),
+)
+POLICY: Final[tuple[Row, ...]] = (
+    ("log-probs, mean difference of probabilities", number("probs_diff", "{:.2g}")),
+    ("log-probs, correlation", number("probs_correlation", "{:.5f}")),
+    ("reward, first -> last", both_ends("reward")),
+    ("policy's gradient norm", number("grad_norm")),
+)
+HYBRID: Final[tuple[Row, ...]] = (
+    *COMMON,
+    ("generation, s", number("gen_s")),
+    ("log-prob recompute, s", number("old_log_prob_s")),
+    ("update of the actor, s", number("update_actor_s")),
+    ("weight sync, s", number("sync_s")),
+    *SPEED,
+    *ACCEPTANCE,
+    *POLICY,
+    ("peak GPU memory, GiB", number("peak_mib", "{:.1f}", 1 / 1024)),
+)
+ASYNCHRONOUS: Final[tuple[Row, ...]] = (
+    *COMMON,
+    *SPEED,
+    *ACCEPTANCE,
+    ("weight sync, s", number("sync_s")),
+    ("of it: pause and drain, s", lambda f: _sum(f, "weight_sync_pause_s", "weight_sync_drain_s")),
+    ("KV cache released / resumed, s", lambda f: _pair(f, "weight_sync_kv_release_s", "weight_sync_kv_resume_s")),
+    ("transfer, s", number("weight_sync_transfer_s")),
+    ("KV cache released, GiB", number("weight_sync_kv_freed_gib", "{:.1f}")),
+    ("rollout idle", number("idle_ratio", "{:.0%}")),
+    ("rollout's and trainer's log-probs, KL", number("ppo_kl", "{:.2g}")),
+    ("reward, first -> last", both_ends("reward")),
+    ("peak GPU memory, GiB", number("peak_mib", "{:.1f}", 1 / 1024)),
+)
+
+
+def _sum(found: dict[str, Any], *names: str) -> str:
+    values = [found[name] for name in names if found.get(name) is not None]
+    return f"{sum(values):.3g}" if values else "-"
+
+
+def _pair(found: dict[str, Any], *names: str) -> str:
+    values = [found.get(name) for name in names]
+    return "-" if None in values else " / ".join(f"{value:.3g}" for value in values)
+
+
+def table(rows: tuple[Row, ...], variants: Mapping[str, dict[str, Any]], titles: Mapping[str, str]) -> list[str]:
+    """Variants as columns. Rows that no variant has are left out."""
+    lines = ["| | " + " | ".join(titles[name] for name in variants) + " |", "|---" * (len(variants) + 1) + "|"]
+    for title, cell in rows:
+        cells = [cell(found) for found in variants.values()]
+        if set(cells) != {"-"}:
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return lines
