@@ -126,14 +126,18 @@ def weights(config: dict[str, Any], seed: int) -> Iterator[tuple[str, Tensor]]:
 
 def make(folder: Path, layers: int = 16, hidden: int = 1024, mtp_layers: int = 1, seed: int = 0) -> int:
     """Writes the model; returns the number of its parameters."""
+    config = configuration(layers, hidden, mtp_layers)
+    return write(folder, config, dict(weights(config, seed)))
+
+
+def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> int:
+    """Writes a model with this configuration and these weights; returns the number of its parameters."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = configuration(layers, hidden, mtp_layers)
     size = tokenizer.make(folder)
-    if size > VOCABULARY:
-        raise ValueError(f"{size} tokens, {VOCABULARY} embeddings")
-    tensors = dict(weights(config, seed))
+    if size > config["vocab_size"]:
+        raise ValueError(f"{size} tokens, {config['vocab_size']} embeddings")
     file = "model.safetensors"
     save_file(tensors, folder / file, metadata={"format": "pt"})
     total = sum(tensor.numel() for tensor in tensors.values())

@@ -52,10 +52,12 @@ def run(session: str, options: Namespace, folder: Path, end: float) -> bool:
     mark = f"{os.getpid()}.{session}"
     gpu = machine.Gpu()
     before = gpu.used()
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    modules = folder / "modules"  # where transformers keeps a model's own classes; actors get pickles of them
+    path = os.pathsep.join(filter(None, (str(ROOT), str(modules), os.environ.get("PYTHONPATH"))))
     environment = {
         **os.environ,
         "PYTHONPATH": path,
+        "HF_MODULES_CACHE": str(modules),
         "PYTHONUNBUFFERED": "1",
         "RAY_DEDUP_LOGS": "0",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -150,7 +150,7 @@ def section(document: Document) -> str:
     return f"""
 ## Weight syncs on a GPU
 
-verl's `CheckpointEngineManager` and standalone `SGLangReplica` on {facts["gpu"]}: verl {versions["verl"]}, SGLang {versions["sglang"]}, torch {versions["torch"]}, Ray {versions["ray"]}, Python {facts["python"]}, attention {facts["attention"]}; MiMo with {model["layers"]} layers, {model["drafters"]} MTP layer and {model["weights_gib"]:.2f} GiB of weights, EAGLE with 2 steps, CUDA graphs, memory saver; utilisation {facts["utilization"]}, two transfer buffers of {facts["bucket_mib"]} MiB. Only the transport is not verl's: weights go through a file, so `transfer_s` says nothing of NCCL. {document["begun"]}; `python -m benchmarks.gpu.weight_sync --model FOLDER`.
+verl's `CheckpointEngineManager` and standalone `SGLangReplica` on {facts["gpu"]}: verl {versions["verl"]}, SGLang {versions["sglang"]}, torch {versions["torch"]}, Ray {versions["ray"]}, Python {facts["python"]}, attention {facts["attention"]}; MiMo with {model["layers"]} layers, {model["drafters"]} MTP layer and {model["weights_gib"]:.2f} GiB of weights, EAGLE with 2 steps, CUDA graphs, memory saver; utilisation {facts["utilization"]}, two transfer buffers of {facts["bucket_mib"]} MiB. Only the transport is not verl's: weights go through a file, so `transfer_s` says nothing of NCCL. {document["begun"]}; `python -m benchmarks.gpu.chain_model FOLDER && python -m benchmarks.gpu.weight_sync --model FOLDER` on the stack of [benchmarks/gpu/stack](../benchmarks/gpu/stack).
 
 {shown}
 
