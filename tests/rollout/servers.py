@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from pathlib import Path
 from typing import Any
 
-from verl_mtp_plugin.testing import faults, sglang_engine
-
-CONFIG = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "intermediate_size": 128,
-    "vocab_size": 256,
-    "max_position_embeddings": 100_000,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "dtype": "float32",
-}
+from verl_mtp_plugin.testing import faults, sglang_engine, toy_model
 
 
 def folder() -> Path:
@@ -40,15 +24,9 @@ def prepare() -> None:
 
 def model_config() -> Any:
     """verl's config of a model that consists of a config and a tokenizer whose words are their ids."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
     from verl.workers.config import HFModelConfig
 
-    path = folder() / "model"
-    path.mkdir(exist_ok=True)
-    (path / "config.json").write_text(json.dumps(CONFIG))
-    words = Tokenizer(models.WordLevel({str(token): token for token in range(256)}, unk_token="0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="1", eos_token="2", pad_token="2").save_pretrained(path)
+    path = toy_model.make(folder() / "model")
     return HFModelConfig(path=str(path), trust_remote_code=False)
 
 

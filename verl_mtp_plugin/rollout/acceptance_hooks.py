@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from ..patching import Patch, PatchSet, Target, around
 from . import acceptance_client, acceptance_metrics, acceptance_server
 from . import acceptance_probes as probes
+from .coroutines import around_async
 
 SGLANG_SERVER: Final = "verl.workers.rollout.sglang_rollout.async_sglang_server"
 CLIENTS: Final = "verl.workers.rollout.llm_server"
 FULLY_ASYNC: Final = "verl.experimental.fully_async_policy.fully_async_rollouter"
 LOOPS: Final = "verl.experimental.agent_loop"
-
-
-def around_async(wrapper: Callable[..., Awaitable[Any]]) -> Callable[[Any], Any]:
-    """A builder from ``async wrapper(original, *args, **kwargs)``; Ray must see that an actor's method is a coroutine
-    function, which a plain function around one is not."""
-
-    def build(original: Any) -> Any:
-        @functools.wraps(original)
-        async def replacement(*args: Any, **kwargs: Any) -> Any:
-            return await wrapper(original, *args, **kwargs)
-
-        return replacement
-
-    return build
 
 
 SERVER: Final = PatchSet(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 from collections.abc import Awaitable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,21 +13,6 @@ from verl_mtp_plugin.testing import sglang_engine
 
 from .scenario import ABORTED, ALL, DRAFT_TOKENS, FINISHED
 
-CONFIG = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "intermediate_size": 128,
-    "vocab_size": 256,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "dtype": "float32",
-}
-
 
 def prepare() -> None:
     """Stand-ins, before verl and SGLang are imported."""
@@ -36,17 +20,6 @@ def prepare() -> None:
     import ray
 
     ray.util.get_node_ip_address = lambda: "127.0.0.1"  # without a Ray session
-
-
-def make_model(folder: Path, **changes: Any) -> Path:
-    """A config, with ``changes``, and a tokenizer whose words are their ids; no weights."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
-    words = Tokenizer(models.WordLevel({str(token): token for token in range(256)}, unk_token="0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="1", eos_token="2", pad_token="2").save_pretrained(folder)
-    return folder
 
 
 async def launch(model: Path, *, mtp: bool) -> Any:

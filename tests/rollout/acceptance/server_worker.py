@@ -13,14 +13,14 @@ os.environ.update(VERL_MTP_PLUGIN="off", VERL_USE_EXTERNAL_PLUGINS="none", CUDA_
 
 from verl_mtp_plugin.patching import PatchEngine
 from verl_mtp_plugin.rollout.acceptance_hooks import SERVER
-from verl_mtp_plugin.testing import sglang_engine
+from verl_mtp_plugin.testing import sglang_engine, toy_model
 
 from . import server
 from .scenario import LONG, SHORT
 
 
 async def main(folder: Path) -> dict[str, Any]:
-    model = server.make_model(folder)
+    model = toy_model.make(folder, max_position_embeddings=512)
     drafting = await server.launch(model, mtp=True)
     scheduler = sglang_engine.schedulers[-1]
     server.script_counts()

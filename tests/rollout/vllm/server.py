@@ -7,7 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..acceptance.server import make_model
+from verl_mtp_plugin.testing import toy_model
+
 from . import package
 
 DRAFTS_PER_STEP = 3
@@ -29,7 +30,7 @@ class Servers:
     """Makes servers that differ in mode and config."""
 
     def __init__(self, folder: Path) -> None:
-        self._model = make_model(folder, max_position_embeddings=CONTEXT)
+        self._model = toy_model.make(folder, max_position_embeddings=CONTEXT)
 
     def make(self, mode: str = "STANDALONE", *, mtp: bool = True, node_rank: int = 0, **config: Any) -> Any:
         """A server after its launch: with an engine, except on further nodes."""

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
 
 from ...environment import Environment
 from ...patching import MISSING, Patch, PatchSet, Target, Verdict, applicable, unsupported
-from ..acceptance_hooks import SGLANG_SERVER, around_async
+from ..acceptance_hooks import SGLANG_SERVER
+from ..coroutines import around_async, later
 from . import adapter, scheduler
 
 MANAGER: Final = "sglang.srt.managers.tokenizer_manager"
 _NEEDS_DRAIN: Final = "no release of verl; delete when its server waits until SGLang is idle"
-
-
-def _later(module: str, name: str) -> Any:
-    """``async wrapper(original, ...)`` of a module of this package that is imported at the first call."""
-
-    async def wrapper(original: Any, *args: Any, **kwargs: Any) -> Any:
-        return await getattr(import_module(f".{module}", __package__), name)(original, *args, **kwargs)
-
-    return wrapper
 
 
 def _method(module: str, name: str, own: str, wrapper: str | None) -> Callable[[Any], Any]:
@@ -31,14 +22,16 @@ def _method(module: str, name: str, own: str, wrapper: str | None) -> Callable[[
 
     def build(original: Any) -> Any:
         method = _own_method(module, name, own) if original is MISSING else original
-        return method if wrapper is None else around_async(_later(module, wrapper))(method)
+        return method if wrapper is None else around_async(later(f"{__package__}.{module}", wrapper))(method)
 
     return build
 
 
 def _own_method(module: str, name: str, own: str) -> Any:
+    call = later(f"{__package__}.{module}", own)
+
     async def method(self: Any) -> Any:
-        return await getattr(import_module(f".{module}", __package__), own)(self)
+        return await call(self)
 
     method.__name__, method.__qualname__ = name, f"SGLangHttpServer.{name}"
     return method
@@ -65,7 +58,7 @@ def _manager(name: str, wrapper: str, reason: str, upstream: str) -> Patch:
         reason=reason,
         upstream=upstream,
         decide=_is_coroutine_function("TokenizerManager", name),
-        build=around_async(_later("memory", wrapper)),
+        build=around_async(later(f"{__package__}.memory", wrapper)),
     )
 
 

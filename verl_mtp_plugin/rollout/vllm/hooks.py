@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import functools
-from importlib import import_module
 from typing import Any, Final
 
 from ...patching import MISSING, Patch, PatchSet, Target
-from ..acceptance_hooks import around_async
 from ..acceptance_probes import is_coroutine_function
+from ..coroutines import around_async, later
 from . import probes
 
 SERVER: Final = "verl.workers.rollout.vllm_rollout.vllm_async_server"
 ENGINE: Final = "vllm.v1.engine.async_llm"
 
 
-def _later(module: str, name: str) -> Any:
-    """``async wrapper(original, ...)`` of a module of this package that is imported at the first call."""
-
-    async def wrapper(original: Any, *args: Any, **kwargs: Any) -> Any:
-        return await getattr(import_module(f".{module}", __package__), name)(original, *args, **kwargs)
-
-    return wrapper
-
-
 def _method(module: str, name: str) -> Any:
     """A builder around the method, or of one where there is none (verl 0.7.1)."""
-    build = around_async(_later(module, name))
+    build = around_async(later(f"{__package__}.{module}", name))
 
     def made(original: Any) -> Any:
         if original is not MISSING:
@@ -125,7 +115,7 @@ PAUSE: Final = Patch(
     upstream="delete when verl passes mode",
     decide=probes.decide_pause,
     absent_ok=True,  # before vLLM 0.12
-    build=around_async(_later("kv_cache", "pause_generation")),
+    build=around_async(later(f"{__package__}.kv_cache", "pause_generation")),
 )
 
 ACCEPTANCE: Final = PatchSet(
