@@ -63,7 +63,7 @@ def test_misspelt_option(run_stack: RunStack) -> None:
     done = run_stack(COMPOSE.format(overrides=overrides), verl=VERL[-1], check=False)
     assert (
         "found actor_rollout_ref.model.mtp.plugin.los; expected one of mode, loss, loss_chunk_tokens, clip_grad, "
-        "missing_weights."
+        "missing_weights, sync_requests, "
     ) in done.stderr
 
 

@@ -139,7 +139,7 @@ def test_report_as_json_and_as_a_line() -> None:
         "id": "a", "patch_set": "a", "decision": "applied", "detail": "", "reason": "reason", "target": "module:name",
         "upstream": "upstream", "critical": True,
     }  # fmt: skip
-    assert REPORT.banner() == "verl-mtp-plugin 0.1.0 (auto) applied: a; armed: b"
+    assert REPORT.banner() == "verl-mtp-plugin 0.1.0 (auto) applied: a; armed: 1"
 
 
 def test_digest_tells_versions_and_decisions_apart_but_not_roles() -> None:

@@ -6,8 +6,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from typing import Final
 
 from .patch import Decision, Patch
+
+#: Decisions that have changed nothing and break nothing.
+_QUIET: Final = frozenset({Decision.ARMED, Decision.NOT_NEEDED, Decision.SKIPPED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +80,15 @@ class PatchReport:
         return sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]
 
     def banner(self) -> str:
-        """One line for a log: the patch sets by decision."""
-        groups: dict[str, list[str]] = {}
+        """One line for a log: the patch sets by decision; those that have changed nothing are counted, not named."""
+        groups: dict[Decision, list[str]] = {}
         for record in self.patches:
-            names = groups.setdefault(str(record.decision).replace("_", " "), [])
+            names = groups.setdefault(record.decision, [])
             if record.patch_set not in names:
                 names.append(record.patch_set)
-        decisions = "; ".join(f"{decision}: {', '.join(names)}" for decision, names in sorted(groups.items()))
+        decisions = "; ".join(
+            f"{str(decision).replace('_', ' ')}: {len(names) if decision in _QUIET else ', '.join(names)}"
+            for decision, names in sorted(groups.items())
+        )
         chosen = [self.mode if self.active else "inactive", *(f"{key}={value}" for key, value in self.options.items())]
         return f"verl-mtp-plugin {self.version} ({', '.join(chosen)}) {decisions or 'no patches'}"
