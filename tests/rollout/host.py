@@ -135,6 +135,8 @@ def _print_tasks() -> None:
 
 
 def main() -> None:
+    # A shell that starts tests in the background has it ignored, and SGLang's dying scheduler ends its server by it.
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     module, answers = importlib.import_module(sys.argv[1]), int(sys.argv[2])
     asyncio.run(_serve(module, answers))
     finish = getattr(module, "finish", None)
