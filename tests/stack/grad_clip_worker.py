@@ -200,3 +200,4 @@ def given(seed: int, kinds: tuple[str, ...], **model: Any) -> dict[str, Any]:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     print("=> " + json.dumps(CASES[sys.argv[1]](*sys.argv[2:])))
+    cuda.end_process()

@@ -62,6 +62,7 @@ def main() -> None:
     held = held_positions([0, 16], ranks)[rank]
     sbhd = compare(attention, whole, tensors(16, 3), held)
     print(json.dumps({"thd": thd, "sbhd": sbhd}))
+    cuda.end_process()
 
 
 if __name__ == "__main__":

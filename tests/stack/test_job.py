@@ -164,6 +164,7 @@ def test_a_model_that_verl_passes_over_is_an_error(run_stack: RunStack) -> None:
 
 
 RANK = """
+    import os
     import sys
     if "plugin" in sys.argv:
         import verl
@@ -176,6 +177,8 @@ RANK = """
         gate.enter_training()
         print("=> passed")
     dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # while Python ends, gloo's threads may abort the process
 """
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from verl_mtp_plugin.testing import cuda
+
 from .verl_fixes_samples import FORMS, KINDS
 from .watched_engine import (
     Witness,
@@ -231,6 +233,7 @@ def main() -> None:
             traceback.print_exc()
             found[name] = f"{type(error).__name__}: {error}"
     print("=> " + json.dumps(found))
+    cuda.end_process()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from verl_mtp_plugin.patching.engine import PatchEngine
+from verl_mtp_plugin.testing import cuda
 
 from . import checkpoints, configs
 from .bridges import bridge_for, through
@@ -41,7 +42,7 @@ def main() -> None:
         decisions = {record.id: str(record.decision) for record in engine.records()}
         (Path(folder) / "outcomes.json").write_text(json.dumps({"decisions": decisions, "cases": found}))
     torch.distributed.barrier()
-    os._exit(0)  # gloo's threads may be waiting for a peer that has left
+    cuda.end_process()
 
 
 def outcome(stack: Stack, case: Case, folder: Path) -> dict[str, Any]:

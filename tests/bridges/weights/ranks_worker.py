@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tests.stack.engine_worker import digest
+from verl_mtp_plugin.testing import cuda
 
 from . import common
 from .common import attempt, build, is_head
@@ -96,6 +97,7 @@ def main() -> None:
     torch.distributed.barrier()
     case = {"pp": stages, "tp": shards, "dp": replicas}[layout]
     print("=> " + json.dumps(case(folder, full, bridge)))
+    cuda.end_process()
 
 
 if __name__ == "__main__":

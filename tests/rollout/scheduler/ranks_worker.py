@@ -29,8 +29,10 @@ def rank_main(rank: int, folder: str) -> None:
 def main() -> None:
     import torch
 
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(rank_main, args=(folder,), nprocs=2)
+        # Forked: an interpreter that ends while gloo's threads run may abort.
+        torch.multiprocessing.start_processes(rank_main, args=(folder,), nprocs=2, start_method="fork")
         print("=> " + json.dumps([json.loads(Path(folder, str(rank)).read_text()) for rank in range(2)]))
 
 
