@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from verl_mtp_plugin.testing import cuda
 from verl_mtp_plugin.training.loss import Objective, chunked_loss
 
 from .loss_oracle import OBJECTIVES, Case, compare, random_case, reference
@@ -88,7 +89,7 @@ def main() -> None:
     found = compare(reference(case), loss.detach(), torch.autograd.grad(loss, hidden)[0], totals)
     assert max(found.values()) <= TOLERANCE[torch.float64], found
     print(f"{count} cases")
-    dist.destroy_process_group()
+    cuda.end_process()
 
 
 if __name__ == "__main__":

@@ -10,14 +10,9 @@ from .cells import Case
 
 #: DeepSeek-V3's own, as its config.json has it.
 YARN: Final[dict[str, Any]] = {
-    "beta_fast": 32,
-    "beta_slow": 1,
-    "factor": 40,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-    "original_max_position_embeddings": 4096,
-    "type": "yarn",
-}
+    "type": "yarn", "factor": 40, "original_max_position_embeddings": 4096,
+    "beta_slow": 1, "beta_fast": 32, "mscale_all_dim": 1.0, "mscale": 1.0,
+}  # fmt: skip
 _VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "tied": {"tie_word_embeddings": True},
     "vocab97": {"vocab_size": 97},

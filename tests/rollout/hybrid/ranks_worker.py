@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import os
 import sys
 import tempfile
 import time
@@ -97,7 +96,7 @@ def rank_main(rank: int, folder: str, slow_s: float) -> None:
 
 
 def main() -> None:
-    from verl_mtp_plugin.testing import sglang_engine
+    from verl_mtp_plugin.testing import cuda, sglang_engine
 
     sglang_engine.install()
     import torch
@@ -124,8 +123,8 @@ def main() -> None:
             arguments = (folder, SLOW_S[mode])
             torch.multiprocessing.start_processes(rank_main, args=arguments, nprocs=2, start_method="fork")
             found[mode] = [json.loads(Path(folder, str(rank)).read_text()) for rank in range(2)]
-    print("=> " + json.dumps(found), flush=True)
-    os._exit(0)
+    print("=> " + json.dumps(found))
+    cuda.end_process()
 
 
 if __name__ == "__main__":
