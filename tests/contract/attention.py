@@ -8,7 +8,8 @@ import torch
 
 
 def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Softmax attention of one sequence; all of [s, heads, d]."""
+    """Softmax attention of one sequence; all of [s, heads, d]. Fewer key heads are shared (grouped-query attention)."""
+    key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], 1) for each in (key, value))
     scores = torch.einsum("qhd,khd->hqk", query, key) / query.shape[-1] ** 0.5
     future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     return torch.einsum("hqk,khd->qhd", scores.masked_fill(future, float("-inf")).softmax(-1), value)

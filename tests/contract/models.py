@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from .attention import PackedAttention
 
+Draw = Callable[[str, Sequence[int]], torch.Tensor]
 HIDDEN, LAYERS, HEADS, VOCAB, SEQUENCE, ROWS = 32, 2, 4, 64, 16, 2
 
 
@@ -57,13 +58,18 @@ def random_batch(device: torch.device, rows: int = ROWS, length: int = SEQUENCE,
     )
 
 
-def set_weights(model: torch.nn.Module) -> None:
+def drawn(name: str, shape: Sequence[int], deviation: float = 0.2) -> torch.Tensor:
+    """A random weight that depends on its name alone."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    values = torch.randn(tuple(shape), generator=generator)
+    return deviation * values if values.dim() > 1 else 1 + 0.1 * values
+
+
+def set_weights(model: torch.nn.Module, draw: Draw = drawn) -> None:
     """Weights drawn from their names: models with and without MTP agree on what they share."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-            values = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(0.2 * values if parameter.dim() > 1 else 1 + 0.1 * values)
+            parameter.copy_(draw(name, parameter.shape))
 
 
 def build(
@@ -76,12 +82,14 @@ def build(
     attention: type | None = None,
     stage: tuple[bool, bool] = (True, True),
     weights: Callable[[Any], None] = set_weights,
+    transformer_engine: bool = False,
+    dtype: torch.dtype | None = None,
     **config: Any,
 ) -> Any:
     """A ``GPTModel`` in train mode.
 
     Args:
-        device: where it lies; bf16 on CUDA, fp32 on the CPU.
+        device: where it lies.
         mtp: number of MTP depths, None for a model without MTP.
         tied: share the embedding with the head.
         moe: four experts with an auxiliary loss, whose gradient shows whether a padding mask arrived.
@@ -89,13 +97,15 @@ def build(
         attention: takes the place of the local spec's attention, ``packed`` or not.
         stage: whether this pipeline stage embeds, and whether it computes logits.
         weights: sets them; by default from the names alone, whole tensors on every rank.
-        config: more fields of ``TransformerConfig``.
+        transformer_engine: from TransformerEngine's layer spec rather than the local one.
+        dtype: of the weights; by default bf16 on CUDA, fp32 on the CPU.
+        config: other fields of ``TransformerConfig``, or other values than here.
     """
     from megatron.core.models.gpt import gpt_layer_specs as specs
     from megatron.core.models.gpt.gpt_model import GPTModel
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     experts = 4 if moe else None
     if moe:
         config = {
@@ -103,20 +113,22 @@ def build(
             "moe_token_dispatcher_type": "alltoall", "moe_router_load_balancing_type": "aux_loss",
             "moe_aux_loss_coeff": 0.1, **config,
         }  # fmt: skip
-    transformer = TransformerConfig(
-        num_layers=LAYERS, hidden_size=HIDDEN, num_attention_heads=HEADS, ffn_hidden_size=2 * HIDDEN,
-        mtp_num_layers=mtp, mtp_loss_scaling_factor=0.3, attention_dropout=0.0, hidden_dropout=0.0,
-        add_bias_linear=False, gated_linear_unit=True, activation_func=F.silu, normalization="RMSNorm",
-        use_cpu_initialization=True, params_dtype=dtype, bf16=dtype is torch.bfloat16, pipeline_dtype=dtype,
-        bias_activation_fusion=False, bias_dropout_fusion=False, masked_softmax_fusion=False,
-        persist_layer_norm=False, gradient_accumulation_fusion=False, **config,
-    )  # fmt: skip
-    layer = call_with(
-        specs.get_gpt_layer_local_spec, num_experts=experts, moe_grouped_gemm=False, normalization="RMSNorm"
-    )
+    fields: dict[str, Any] = {
+        "num_layers": LAYERS, "hidden_size": HIDDEN, "num_attention_heads": HEADS, "ffn_hidden_size": 2 * HIDDEN,
+        "mtp_num_layers": mtp, "mtp_loss_scaling_factor": 0.3, "attention_dropout": 0.0, "hidden_dropout": 0.0,
+        "add_bias_linear": False, "gated_linear_unit": True, "activation_func": F.silu, "normalization": "RMSNorm",
+        "use_cpu_initialization": True, "params_dtype": dtype, "bf16": dtype is torch.bfloat16, "pipeline_dtype": dtype,
+        "bias_activation_fusion": False, "bias_dropout_fusion": False, "masked_softmax_fusion": False,
+        "persist_layer_norm": False, "gradient_accumulation_fusion": False,
+    }  # fmt: skip
+    transformer = TransformerConfig(**{**fields, **config})
+    spec = specs.get_gpt_layer_local_spec
+    if transformer_engine:
+        spec = specs.get_gpt_layer_with_transformer_engine_spec
+    layer = call_with(spec, num_experts=experts, moe_grouped_gemm=False, normalization="RMSNorm")
     if attention or packed:
         layer.submodules.self_attention.submodules.core_attention = attention or PackedAttention
-    block = specs.get_gpt_mtp_block_spec(transformer, layer, use_transformer_engine=False) if mtp else None
+    block = specs.get_gpt_mtp_block_spec(transformer, layer, use_transformer_engine=transformer_engine) if mtp else None
     model = GPTModel(
         config=transformer, transformer_layer_spec=layer, vocab_size=VOCAB, max_sequence_length=4 * SEQUENCE,
         share_embeddings_and_output_weights=tied, position_embedding_type="rope", mtp_block_spec=block,

@@ -62,7 +62,7 @@ def prepare_device(device: str) -> None:
     if device == "cpu":
         stand_ins().install()
     else:
-        torch.cuda.set_device(0)
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 

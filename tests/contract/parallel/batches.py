@@ -33,20 +33,22 @@ class Item:
 Grid = Sequence[Sequence[Item]]
 
 
-def grid(layout: Layout, microbatches: int = 1, *, holes: bool = True) -> list[list[Item]]:
+def grid(
+    layout: Layout, microbatches: int = 1, *, holes: bool = True, lengths: Sequence[int] = LENGTHS
+) -> list[list[Item]]:
     """Random tokens for every replica and micro-batch.
 
     With ``holes`` the loss mask differs from row to row, so that no two ranks train the same number of tokens.
     """
     return [
-        [item(layout, seed=10 * step + replica, holes=holes) for replica in range(layout.data)]
+        [item(layout, seed=10 * step + replica, holes=holes, lengths=lengths) for replica in range(layout.data)]
         for step in range(microbatches)
     ]
 
 
-def item(layout: Layout, seed: int, *, holes: bool) -> Item:
+def item(layout: Layout, seed: int, *, holes: bool, lengths: Sequence[int] = LENGTHS) -> Item:
     if layout.packed:
-        rows = [random_batch(CPU, 1, length, seed=100 * seed + length) for length in LENGTHS]
+        rows = [random_batch(CPU, 1, length, seed=100 * seed + length) for length in lengths]
     else:
         rows = [random_batch(CPU, 2, SEQUENCE, seed=100 * seed + 3)]
     if holes:

@@ -41,7 +41,8 @@ def depth_masks(batch: Batch, depths: int) -> list[torch.Tensor]:
 def owners(item: Item, layout: Layout) -> list[torch.Tensor]:
     """Per batch of the item: the context-parallel rank [s] of every position."""
     lengths = [batch.input_ids.shape[1] for batch in item.rows]
-    return [owner(n, layout.context) if layout.context > 1 else torch.zeros(n).long() for n in lengths]
+    held_by = [owner(n, layout.context) if layout.context > 1 else torch.zeros(n).long() for n in lengths]
+    return [by.to(batch.input_ids.device) for by, batch in zip(held_by, item.rows, strict=True)]
 
 
 def counts(grid: Grid, depths: int) -> list[int]:

@@ -8,11 +8,9 @@ import torch
 
 from ..checks.objectives import trained_for
 from ..checks.registry import expect
-from .batches import Item, grid
+from .batches import Item
 from .expected import Normalisation, soft_cross_entropies
-from .layouts import Layout
 from .registry import Cell, as_expected, check
-from .step import Trainer
 
 
 @check()
@@ -61,48 +59,48 @@ def recompute(cell: Cell) -> str:
 @check()
 def microbatches(cell: Cell) -> str:
     """Two uneven micro-batches: upstream's mean per micro-batch and rank"""
-    return as_expected(cell, grid(cell.layout, 2))
+    return as_expected(cell, cell.grid(2))
 
 
 @check()
 def per_token(cell: Cell) -> str:
     """The same with calculate_per_token_loss"""
-    return as_expected(cell, grid(cell.layout, 2), Normalisation.PER_TOKEN, calculate_per_token_loss=True)
+    return as_expected(cell, cell.grid(2), Normalisation.PER_TOKEN, calculate_per_token_loss=True)
 
 
 @check()
 def step_tokens(cell: Cell) -> str:
     """The step's tokens known, two uneven micro-batches, two depths: one mean, however it is cut"""
-    return as_expected(cell, grid(cell.layout, 2), Normalisation.GLOBAL, mtp=2)
+    return as_expected(cell, cell.grid(2), Normalisation.GLOBAL, mtp=2)
 
 
 @check()
 def step_tokens_per_token(cell: Cell) -> str:
     """The same with calculate_per_token_loss"""
-    return as_expected(cell, grid(cell.layout, 2), Normalisation.GLOBAL, calculate_per_token_loss=True)
+    return as_expected(cell, cell.grid(2), Normalisation.GLOBAL, calculate_per_token_loss=True)
 
 
 @check()
 def soft_objective(cell: Cell) -> str:
     """loss=soft_cross_entropy, two depths: against the policy's distribution, across the cut"""
     with trained_for("soft_cross_entropy"):
-        return as_expected(cell, grid(cell.layout, 2), Normalisation.GLOBAL, mtp=2, losses_of=soft_cross_entropies)
+        return as_expected(cell, cell.grid(2), Normalisation.GLOBAL, mtp=2, losses_of=soft_cross_entropies)
 
 
 @check()
 def zero_on_one_rank(cell: Cell) -> str:
     """No trained token on one rank or in one micro-batch: finite, and as expected either way of normalising"""
-    batches = silenced(cell.layout)
+    batches = silenced(cell)
     for normalisation in (Normalisation.RANK, Normalisation.GLOBAL):
         as_expected(cell, batches, normalisation, mtp=2)
     return "both normalisations"
 
 
-def silenced(layout: Layout) -> list[list[Item]]:
+def silenced(cell: Cell) -> list[list[Item]]:
     """Two micro-batches; some rank has no trained token in the first."""
-    batches = grid(layout, 2)
+    batches = cell.grid(2)
     first = batches[0][0]
-    if layout.context > 1:
+    if cell.layout.context > 1:
         # Far behind the middle, all depths' positions are on the rank that holds both ends.
         rows = []
         for batch in first.rows:
@@ -118,11 +116,11 @@ def silenced(layout: Layout) -> list[list[Item]]:
 @check()
 def zero_everywhere(cell: Cell) -> str:
     """No trained token at all: finite losses and gradients, and none but that of the experts' own loss"""
-    batches = [[item.masked(keep=0.0) for item in step] for step in grid(cell.layout, 2)]
+    batches = [[item.masked(keep=0.0) for item in step] for step in cell.grid(2)]
     for per_token in (False, True):
         for known in (cell.tokens(batches, 1), contextlib.nullcontext()):
             with known:
-                outcome = Trainer(cell.layout, calculate_per_token_loss=per_token).run(batches)
+                outcome = cell.trainer(calculate_per_token_loss=per_token).run(batches)
             expect(not any(outcome.tracked), f"tracked losses {outcome.tracked}")
             for name, value in outcome.gradients.items():
                 expect(bool(torch.isfinite(value).all()), f"gradient of {name} is not finite")

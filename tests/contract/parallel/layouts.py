@@ -1,4 +1,4 @@
-"""The layouts, each of two processes. Standard library only."""
+"""The layouts, each of two processes here. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STANDALONE = [["embedding", "decoder", "decoder", "mtp"], ["loss"]]
 
 @dataclass(frozen=True)
 class Layout:
-    """How two processes share a model and a batch.
+    """How processes share a model and a batch.
 
     Args:
         name: in results.
@@ -22,6 +22,7 @@ class Layout:
         packed: sequences packed (thd) rather than padded (bshd).
         model: more arguments of ``models.build``.
         since: the oldest megatron-core that can do it.
+        processes: how many there are.
     """
 
     name: str
@@ -33,11 +34,12 @@ class Layout:
     packed: bool = False
     model: Mapping[str, Any] = field(default_factory=dict)
     since: tuple[int, ...] = (0, 15)
+    processes: int = PROCESSES
 
     @property
     def data(self) -> int:
         """Replicas of the model, each with sequences of its own. Expert parallelism goes across them."""
-        return PROCESSES // (self.tensor * self.context * self.pipeline)
+        return self.processes // (self.tensor * self.context * self.pipeline)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from ..checks.registry import expect, expect_close, expect_same, is_mtp, only
 from ..models import build
 from ..reference import cross_entropies
-from .batches import Grid, grid
+from .batches import Grid, Item, grid
 from .expected import Expected, LossesOf, Normalisation, counts, expected
 from .groups import Groups
 from .layouts import Layout
@@ -31,16 +31,36 @@ class Cell:
     groups: Groups
     megatron_core: tuple[int, ...]
 
+    @property
+    def tolerance(self) -> float:
+        """Largest difference from the reference, relative to a parameter's largest gradient."""
+        return TOLERANCE
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def trainer(self, **options: Any) -> Trainer:
+        """A fresh model of the layout; ``options`` as :class:`Trainer` takes them."""
+        return Trainer(self.layout, **options)
+
+    def grid(self, microbatches: int = 1) -> list[list[Item]]:
+        """Random tokens for every micro-batch and replica."""
+        return grid(self.layout, microbatches)
+
+    def whole(self, **model: Any) -> Any:
+        """The same model in one process, which nobody has asked anything of."""
+        from verl_mtp_plugin.testing.te_attention import DotProductAttention
+
+        return build(self.device, attention=DotProductAttention, **model)
+
     def expected(self, batches: Grid, normalisation: Normalisation, **options: Any) -> Expected:
         """From one process that holds everything; every process computes it for itself."""
         how = {name: options.pop(name) for name in ("detach_encoder", "losses_of") if name in options}
         whole = {k: v for k, v in {**self.layout.model, **options}.items() if k != "sequence_parallel"}
         with self.groups.single():
-            from verl_mtp_plugin.testing.te_attention import DotProductAttention
-
             forget_expert_losses()
-            model = build(torch.device("cpu"), attention=DotProductAttention, **whole)
-            return expected(model, batches, self.layout, normalisation, **how)
+            return expected(self.whole(**whole), batches, self.layout, normalisation, **how)
 
     def tokens(self, batches: Grid, depths: int) -> contextlib.AbstractContextManager[None]:
         """The step's trained tokens made known, as the patches on verl's engine do."""
@@ -98,21 +118,21 @@ def as_expected(
     **model: Any,
 ) -> str:
     """All gradients of a step. With ``detach_encoder`` those of the MTP block alone: experts have other losses too."""
-    batches = grid(cell.layout) if batches is None else batches
+    batches = cell.grid() if batches is None else batches
     wanted = cell.expected(
         batches, normalisation, detach_encoder=detach_encoder, losses_of=losses_of, **model
     ).gradients
-    known = cell.tokens(batches, model.get("mtp", 1))
-    with known if normalisation is Normalisation.GLOBAL else contextlib.nullcontext():
-        outcome = Trainer(cell.layout, detach_encoder=detach_encoder, **model, **(besides or {})).run(batches)
+    is_global = normalisation is Normalisation.GLOBAL
+    with cell.tokens(batches, model.get("mtp", 1)) if is_global else contextlib.nullcontext():
+        outcome = cell.trainer(detach_encoder=detach_encoder, **model, **(besides or {})).run(batches)
     names = [name for name in wanted if is_mtp(name) or not detach_encoder]
     expect(any(is_mtp(name) and bool(wanted[name].any()) for name in names), "the reference has no MTP gradient")
-    return expect_close(outcome.gradients, only(wanted, names), TOLERANCE, "gradient of")
+    return expect_close(outcome.gradients, only(wanted, names), cell.tolerance, "gradient of")
 
 
 def plain(cell: Cell, batches: Grid, **model: Any) -> Outcome:
     """The same layout without MTP."""
-    return Trainer(cell.layout, mtp=None, **model).run(batches, labels=False, main=1.0)
+    return cell.trainer(mtp=None, **model).run(batches, labels=False, main=1.0)
 
 
 def expect_outputs(outcome: Outcome, other: Outcome) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ..models import SEQUENCE, Batch, build
+from ..models import Batch, build
 from ..world import counting, mtp_tracker
 from . import weights
-from .batches import LENGTHS, Grid, local
+from .batches import Grid, local
 from .layouts import Layout
 from .stand_ins import forget_expert_losses
 
@@ -24,6 +24,7 @@ class Outcome:
     outputs: list[torch.Tensor]  # per micro-batch, this process's part; none before the last pipeline stage
     gradients: dict[str, torch.Tensor]
     mtp_calls: int
+    head_calls: int  # vocabulary projections; none before the last stage
     tracked: list[float]  # Megatron's MTP losses, per depth, averaged over ranks; none before the last stage
 
 
@@ -41,28 +42,35 @@ class Trainer:
         from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
         from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 
-        from verl_mtp_plugin.testing.te_attention import DotProductAttention
-        from verl_mtp_plugin.training.request import request, verify
-
-        stage = first_stage(), last_stage()
         forget_expert_losses()
         self.layout = layout
-        self.model = build(
-            torch.device("cpu"),
-            stage=stage,
-            weights=weights.setter(),
-            attention=DotProductAttention,
-            **{"variable_seq_lengths": False, **layout.config, **layout.model, **model},
-        )
+        options = {"variable_seq_lengths": False, **layout.config, **layout.model, **model}
+        self.model = self.built(stage=(first_stage(), last_stage()), **options)
         if ask and model.get("mtp", 1):
             # verl asks on every stage; only one that has MTP layers can detach them.
-            request(self.model, detach_encoder=detach_encoder and getattr(self.model, "mtp", None) is not None)
-            verify(self.model)
+            self.ask(detach_encoder=detach_encoder and getattr(self.model, "mtp", None) is not None)
         self.config = self.model.config
         self.config.finalize_model_grads_func = finalize_model_grads
         self.wrapped = DistributedDataParallel(
             self.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), self.model
         )
+
+    def built(self, **model: Any) -> Any:
+        """This process's part of the model, from arguments of ``models.build``."""
+        from verl_mtp_plugin.testing.te_attention import DotProductAttention
+
+        return build(torch.device("cpu"), weights=weights.setter(), attention=DotProductAttention, **model)
+
+    def ask(self, *, detach_encoder: bool) -> None:
+        """Ask for MTP training on :attr:`model`."""
+        from verl_mtp_plugin.training.request import request, verify
+
+        request(self.model, detach_encoder=detach_encoder)
+        verify(self.model)
+
+    def placed(self, batch: Batch) -> Batch:
+        """The batch where the model lies."""
+        return batch
 
     def run(self, grid: Grid, *, labels: bool = True, main: float = 0.0) -> Outcome:
         """One step on ``grid``; with gradients off, one evaluation of it.
@@ -77,7 +85,7 @@ class Trainer:
 
         rank, size = state.get_context_parallel_rank(), self.layout.context
         replica = state.get_data_parallel_rank()
-        mine = [local(step[replica], rank, size) for step in grid]
+        mine = [self.placed(local(step[replica], rank, size)) for step in grid]
         outputs: list[torch.Tensor] = []
 
         def forward(batches: Iterator[Batch], model: Any) -> Any:
@@ -98,22 +106,21 @@ class Trainer:
 
         self.wrapped.zero_grad_buffer()
         mtp_tracker().clear()
-        length = sum(LENGTHS) if self.layout.packed else SEQUENCE
-        with counting_mtp(self.model) as calls:
+        with counting_calls(self.model) as calls:
             get_forward_backward_func()(
                 forward_step_func=forward,
                 data_iterator=iter(mine),
                 model=[self.wrapped],
                 num_microbatches=len(mine),
-                seq_length=length,
+                seq_length=mine[0].input_ids.shape[1] * size,
                 micro_batch_size=mine[0].input_ids.shape[0],
                 forward_only=not torch.is_grad_enabled(),
             )
-        return Outcome(outputs, self.gradients(), calls["mtp"], tracked_losses(len(mine)))
+        return Outcome(outputs, self.gradients(), calls["mtp"], calls["head"], tracked_losses(len(mine)))
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """Of the whole model, by the names of the whole model. A collective."""
-        found = {name: parameter.main_grad.clone() for name, parameter in self.model.named_parameters()}
+        found = {name: parameter.main_grad.cpu().clone() for name, parameter in self.model.named_parameters()}
         return weights.gather(self.model, found)
 
 
@@ -130,10 +137,10 @@ def last_stage() -> bool:
 
 
 @contextlib.contextmanager
-def counting_mtp(model: Any) -> Iterator[dict[str, int]]:
-    """The calls of MTP layers. A stage without a head has nothing else to count."""
+def counting_calls(model: Any) -> Iterator[dict[str, int]]:
+    """The calls of MTP layers and of the head. A stage without a head has neither."""
     if not model.post_process:
-        yield {"mtp": 0}
+        yield {"mtp": 0, "head": 0}
         return
     with counting(model) as calls:
         yield calls
@@ -142,7 +149,8 @@ def counting_mtp(model: Any) -> Iterator[dict[str, int]]:
 def probe(output: torch.Tensor) -> torch.Tensor:
     """A fixed random linear functional of a process's output, which stands for the main loss."""
     generator = torch.Generator().manual_seed(11)
-    return (output * torch.randn(output.shape, generator=generator) / output.numel() ** 0.5).sum()
+    weights = torch.randn(output.shape, generator=generator) / output.numel() ** 0.5
+    return (output * weights.to(output.device)).sum()
 
 
 def tracked_losses(microbatches: int) -> list[float]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import zlib
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+
+from ..models import Draw, drawn
 
 EMBEDDING, HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
 
@@ -60,7 +61,7 @@ def place(model: Any, name: str, parameter: torch.Tensor, expert_rank: int) -> P
     return Place(name, parameter.partition_dim if is_cut else None, 2 if gated else 1)
 
 
-def set_weights(model: Any, tensor_rank: int, expert_rank: int) -> None:
+def set_weights(model: Any, tensor_rank: int, expert_rank: int, draw: Draw = drawn) -> None:
     """The weights that ``models.set_weights`` gives to a model in one process, or this process's part of them."""
     size = model.config.tensor_model_parallel_size
     with torch.no_grad():
@@ -69,18 +70,15 @@ def set_weights(model: Any, tensor_rank: int, expert_rank: int) -> None:
             shape = list(parameter.shape)
             if where.dimension is not None:
                 shape[where.dimension] *= size
-            generator = torch.Generator().manual_seed(zlib.crc32(where.name.encode()))
-            whole = torch.randn(shape, generator=generator)
-            whole = 0.2 * whole if whole.dim() > 1 else 1 + 0.1 * whole
-            parameter.copy_(where.cut(whole, tensor_rank, size))
+            parameter.copy_(where.cut(draw(where.name, shape), tensor_rank, size))
 
 
-def setter() -> Any:
+def setter(draw: Draw = drawn) -> Any:
     """:func:`set_weights` for the process's place in Megatron's current groups."""
     from megatron.core import parallel_state as state
 
     tensor_rank, expert_rank = state.get_tensor_model_parallel_rank(), state.get_expert_model_parallel_rank()
-    return partial(set_weights, tensor_rank=tensor_rank, expert_rank=expert_rank)
+    return partial(set_weights, tensor_rank=tensor_rank, expert_rank=expert_rank, draw=draw)
 
 
 def gather(model: Any, local: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
