@@ -54,10 +54,10 @@ def render(document: Document) -> str:
     ]
     for series, name, one in found:
         share = f"{one['ms'] / base[series]:.3f}" if series in base else ""
-        parts = ", ".join(f"{part} {value:.1f}" for part, value in one["parts"].items())
+        shares = ", ".join(f"{part} {value:.1f}" for part, value in one["parts"].items())
         low, high = one["quartiles"]
         cells = (SAYS[series], VARIANTS[name].title, f"{one['ms']:.1f} ({low:.1f} to {high:.1f})", share)
-        lines.append(f"| {' | '.join(cells)} | {one['peak_gib']:.2f} | {parts} |")
+        lines.append(f"| {' | '.join(cells)} | {one['peak_gib']:.2f} | {shares} |")
     failed = [f"- {VARIANTS[name].title}: {one['error']}" for name, one in variants.items() if "error" in one]
     profiles = [
         f"- {VARIANTS[name].title}: {one['profile']['ms_unprofiled']} ms a step, of which the GPU is busy "

@@ -63,7 +63,7 @@ def make(release: str, stack: Path, plugin: Path) -> Path:
         RuntimeError: it cannot be made; with what environment.py said.
     """
     name = "c" + "".join(f"{int(part):02d}" for part in release.split(".")[:2])
-    options = ["--core", release, "--bridge", "none", "--no-serving", "--plugin", plugin, "--stack", stack]
+    options = ["--core", release, "--bridge", "none", "--no-serving", "--plugin", str(plugin), "--stack", str(stack)]
     done = subprocess.run([sys.executable, MAKE, name, *options], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"no environment: {done.stdout}{done.stderr}"[-1500:])

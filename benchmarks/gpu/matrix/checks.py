@@ -8,12 +8,13 @@ import torch
 
 from tests.contract.checks.registry import expect, expect_all_same, is_mtp
 from tests.contract.parallel import checks as shared
-from tests.contract.parallel.batches import Item
+from tests.contract.parallel.batches import Grid, Item
 from tests.contract.parallel.expected import Normalisation
-from tests.contract.parallel.registry import Check, CheckFunction, expect_outputs
+from tests.contract.parallel.registry import Cell, Check, CheckFunction, expect_outputs
+from tests.contract.parallel.step import Trainer
 from tests.contract.parallel.weights import HEAD
 
-from .cell import GpuCell, twice
+from .cell import twice
 
 MIB: Final = 2**20
 #: Of tests/contract/parallel, asked of verl with the plugin and of verl as released.
@@ -35,7 +36,7 @@ def _check(function: CheckFunction) -> CheckFunction:
 
 
 @_check
-def repeatable(cell: GpuCell) -> str:
+def repeatable(cell: Cell) -> str:
     """The same step twice: the same logits and gradients, bit for bit; without it no other check can ask for as much"""
     one, two = twice(cell, cell.grid())
     expect_outputs(one, two)
@@ -44,35 +45,35 @@ def repeatable(cell: GpuCell) -> str:
 
 
 @_check
-def recompute_costs(cell: GpuCell) -> str:
+def recompute_costs(cell: Cell) -> str:
     """Log-prob recompute, labels given or not: no MTP layer, one projection a micro-batch, memory as without MTP"""
     batches, said = cell.grid(2), []
     subject, bare = cell.trainer(), cell.trainer(mtp=None)
     with torch.no_grad():
         for trainer in (subject, bare):  # kernels and plans are made
             trainer.run(batches, labels=False)
-        limit = _peak(cell, bare, batches, labels=False) + MIB
+        limit = _peak(bare, batches, labels=False) + MIB
         for labels in (False, True):
             outcome = subject.run(batches, labels=labels)
             expect(outcome.mtp_calls == 0, f"labels {labels}: {outcome.mtp_calls} MTP layer calls")
             expect(outcome.head_calls == 2, f"labels {labels}: {outcome.head_calls} vocabulary projections, not 2")
-            peak = _peak(cell, subject, batches, labels=labels)
+            peak = _peak(subject, batches, labels=labels)
             expect(peak <= limit, f"labels {labels}: {peak} bytes at the peak, {limit - MIB} without MTP")
             said.append(f"{peak / MIB:.2f} MiB")
     return f"peak {' and '.join(said)}, {(limit - MIB) / MIB:.2f} MiB without MTP"
 
 
-def _peak(cell: GpuCell, trainer: object, batches: object, *, labels: bool) -> int:
+def _peak(trainer: Trainer, batches: Grid, *, labels: bool) -> int:
     """Bytes at the peak of an evaluation above what was allocated before; gathering gradients is not on the GPU."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    trainer.run(batches, labels=labels)  # type: ignore[attr-defined]
+    trainer.run(batches, labels=labels)
     return int(torch.cuda.max_memory_allocated() - before)
 
 
 @_check
-def head_zero(cell: GpuCell) -> str:
+def head_zero(cell: Cell) -> str:
     """The MTP loss alone, two micro-batches: the untied head's gradient is zero, exactly, and the MTP block's is not"""
     outcome = cell.trainer().run(cell.grid(2))
     largest = float(outcome.gradients[HEAD].abs().max())
@@ -82,7 +83,7 @@ def head_zero(cell: GpuCell) -> str:
 
 
 @_check
-def loss(cell: GpuCell) -> str:
+def loss(cell: Cell) -> str:
     """Every token trained, two depths: the losses that Megatron reports are the reference's, within 1%"""
     batches = [[_all_trained(item) for item in step] for step in cell.grid()]
     wanted = cell.expected(batches, Normalisation.RANK, mtp=2).losses
@@ -91,6 +92,19 @@ def loss(cell: GpuCell) -> str:
     for depth, (one, two) in enumerate(zip(found, wanted, strict=True), 1):
         expect(abs(one - two) <= 1e-2 * two, f"depth {depth}: {one:.5f}, expected {two:.5f}")
     return f"{', '.join(f'{value:.5f}' for value in found)}; expected {', '.join(f'{value:.5f}' for value in wanted)}"
+
+
+@_check
+def gradient_scale(cell: Cell) -> str:
+    """Detached, two micro-batches: the MTP block's gradient, projected on the reference's, is as long, within 0.5%"""
+    batches = cell.grid(2)
+    wanted = cell.expected(batches, Normalisation.RANK, detach_encoder=True).gradients
+    found = cell.trainer(detach_encoder=True).run(batches).gradients
+    names = [name for name in wanted if is_mtp(name)]  # where rounding is as often up as down, and so averages out
+    along = sum(float((found[name].double() * wanted[name].double()).sum()) for name in names)
+    scale = along / sum(float(wanted[name].double().square().sum()) for name in names)
+    expect(abs(scale - 1) <= 5e-3, f"{scale:.5f} times the reference's")
+    return f"{scale:.5f}"
 
 
 def _all_trained(item: Item) -> Item:

@@ -17,7 +17,7 @@ from tests.contract.stacks import ROOT
 from .layouts import Job
 
 #: A check that writes nothing for so long hangs. Importing everything takes longest.
-SILENCE_S: Final = 60.0
+SILENCE_S: Final = 75.0
 #: New processes for what is left are started so often.
 STARTS: Final = 4
 #: TransformerEngine's own words on what it attends with.
@@ -108,9 +108,13 @@ def command(job: Job, release: str, notes: Path, known: Sequence[str], checks: s
 
 
 def environment(job: Job, rehearse: bool) -> dict[str, str]:
-    """Beside the caller's; NVLink multicast is left off unless the caller has it on: two ranks gain nothing by it."""
+    """Beside the caller's, whose own settings win.
+
+    NVLink multicast is left off unless the caller has it on: two ranks gain nothing by it.
+    """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    chosen = {**ENVIRONMENT, "PYTHONPATH": path, "VERL_MTP_PLUGIN": "auto" if job.plugin == "on" else "off"}
+    defaults = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
+    chosen = {**defaults, "PYTHONPATH": path, "VERL_MTP_PLUGIN": "auto" if job.plugin == "on" else "off"}
     chosen["NCCL_NVLS_ENABLE"] = os.environ.get("NCCL_NVLS_ENABLE", "0")
     return chosen | ({"GLOO_SOCKET_IFNAME": "lo"} if rehearse else {})
 
@@ -121,6 +125,7 @@ def _read(notes: Path, result: dict[str, Any]) -> list[str] | None:
     for text in notes.read_text().splitlines() if notes.exists() else ():
         line = json.loads(text) if text.endswith("}") else {}
         result["versions"] = line.get("versions", result["versions"])
+        result["attention"] += [line["attention"]] if "attention" in line else []
         pending = line.get("started", pending)
         if "check" in line:
             outcome = {key: line[key] for key in ("ok", "detail", "seconds")}
