@@ -34,6 +34,8 @@ def overrides(args: argparse.Namespace) -> list[str]:
         f"engine.tensor_model_parallel_size={args.tensor_parallel}",
         f"{transformer}.attention_backend=auto",  # flash-attn need not be installed
         f"+{transformer}.gradient_accumulation_fusion=False",  # nor apex
+        # Without it, megatron-core turns each packed sequence by itself, and a step is mostly launches of kernels.
+        f"+{transformer}.apply_rope_fusion=True",
         f"optim.lr={args.lr}",
         f"optim.min_lr={args.lr / 10:g}",
         "optim.lr_decay_style=cosine",

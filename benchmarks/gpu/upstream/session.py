@@ -19,7 +19,6 @@ from . import harvest, process, recipe, rehearse, scripts, store
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 RESULTS: Final = Path(__file__).resolve().parents[1] / "results"
-_archive = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,7 @@ def run_variant(
     result = {
         "title": variant.title,
         "rehearsed": options.rehearse,
+        "plugin": store.versions().get("verl-mtp-plugin", "not installed"),
         "status": done.status,
         "timed_out": done.timed_out,
         "wall_s": round(done.seconds, 1),
@@ -142,10 +142,10 @@ def gather(log: Path, metrics: Path) -> dict[str, Any]:
 
 def keep_log(log: Path, archive: Path, name: str, files: recipe.Files) -> None:
     """The log into an archive of all. It is for whoever ran this, and not part of the results."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    with _archive, zipfile.ZipFile(archive, "a", zipfile.ZIP_LZMA) as logs, warnings.catch_warnings():
+    with store.alone(archive.parent), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a variant that is run again has a second entry: the later one counts
-        logs.writestr(f"{name}.log", files.named(log.read_text(errors="replace")))
+        with zipfile.ZipFile(archive, "a", zipfile.ZIP_LZMA) as logs:
+            logs.writestr(f"{name}.log", files.named(log.read_text(errors="replace")))
 
 
 def run(plan: Plan, options: argparse.Namespace, sizes: recipe.Sizes, gpus_each: int) -> int:

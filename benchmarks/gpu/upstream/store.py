@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
 import subprocess
-import threading
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +19,6 @@ DISTRIBUTIONS: Final = (
 )  # fmt: skip
 #: Of the variants in tables, however they were run.
 ORDER: Final = ("no_mtp", "released", "plugin", "frozen", "trained", "attached", "soft")
-_lock = threading.Lock()
 
 
 def versions() -> dict[str, str]:
@@ -57,13 +58,22 @@ def as_text(document: dict[str, Any]) -> str:
     return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other thread or process of a proof writes into ``folder``, which is made, as long as the block runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def add(file: Path, about: dict[str, Any], name: str, result: dict[str, Any]) -> None:
     """Put one variant's result beside those that ``file`` has."""
-    with _lock:
+    with alone(file.parent):
         document = load(file)
-        document.update(about, versions=versions(), hardware=hardware())
+        # One variant may run in an environment that has less.
+        document.update(about, versions={**document.get("versions", {}), **versions()}, hardware=hardware())
         document.setdefault("variants", {})[name] = result
-        file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_suffix(".tmp")
         beside.write_text(as_text(document))
         beside.replace(file)
