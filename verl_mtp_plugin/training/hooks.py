@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterable
 from inspect import signature
@@ -114,6 +115,38 @@ RECOMPUTE_BLOCK: Final = Patch(
     creates=True,
 )
 
+#: What :func:`packed_roll.roll` takes in place of.
+ROLL_PARAMETERS: Final = ("tensor", "shifts", "dims", "packed_seq_params", "cp_group")
+
+
+def _decide_packed_roll(environment: Environment, module: ModuleType) -> Verdict:
+    found = tuple(signature(module._roll_tensor_packed_seq).parameters)
+    if found != ROLL_PARAMETERS:
+        return not_needed(f"_roll_tensor_packed_seq takes {', '.join(found)}: megatron-core's own is slower, and right")
+    return applicable()
+
+
+def _build_packed_roll(original: Any) -> Any:
+    @functools.wraps(original)
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        from .packed_roll import roll
+
+        return roll(*args, **kwargs)
+
+    return replacement
+
+
+PACKED_ROLL: Final = Patch(
+    id="training.packed_roll",
+    target=Target(MTP, "_roll_tensor_packed_seq"),
+    reason="MTP on packed sequences waits for the GPU several times for each sequence, tensor and depth, and with "
+    "context parallelism sends two messages each time",
+    upstream="a faster roll in megatron-core, which calls its own naive",
+    absent_ok=True,  # megatron-core 0.15 has no packed sequences with MTP
+    decide=_decide_packed_roll,
+    build=_build_packed_roll,
+)
+
 GATE: Final = Patch(
     id="training.gate",
     target=Target("verl.models.mcore.mtp_patch", "patch_postprocess"),
@@ -131,6 +164,7 @@ def verl_mtp_patches(environment: Environment) -> Iterable[Patch | PatchSet]:
         POSTPROCESS,
         RECOMPUTE,
         RECOMPUTE_BLOCK,
+        PACKED_ROLL,
         GATE,
         *step.PATCHES,
         *clipping.PATCHES,
