@@ -61,10 +61,12 @@ def main() -> None:
     cuda.init_process_group()
     from megatron.core.transformer import multi_token_prediction
 
-    theirs, engine = multi_token_prediction._roll_tensor_packed_seq, PatchEngine()
+    theirs = vars(multi_token_prediction)["_roll_tensor_packed_seq"]
+    engine = PatchEngine()
     engine.arm([hooks.PACKED_ROLL])
     (record,) = engine.records()
-    ours, group = multi_token_prediction._roll_tensor_packed_seq, dist.group.WORLD
+    ours = vars(multi_token_prediction)["_roll_tensor_packed_seq"]
+    group = dist.group.WORLD
     rng, found = random.Random(1), dict.fromkeys(KINDS, 0)
     torch.manual_seed(dist.get_rank())
     for number in range(CASES):
@@ -74,7 +76,7 @@ def main() -> None:
         for kind, make in KINDS.items():
             tensor = make(int(bounds[-1]) // group.size() + padding + 1)
             before = tensor.clone()
-            one, other = (function(tensor, -1, -1, packed, group) for function in (theirs, ours))
+            one, other = theirs(tensor, -1, -1, packed, group), ours(tensor, -1, -1, packed, group)
             same = torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
             found[kind] += same and one[0].dtype == other[0].dtype and torch.equal(tensor, before)
     counts = {name: [operations(function, n, group) for n in (2, 50)] for name, function in
