@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,7 @@ from verl_mtp_plugin.testing import cuda
 from verl_mtp_plugin.training import hooks
 
 CASES = 40
-KINDS = {
+KINDS: dict[str, Callable[[int], torch.Tensor]] = {
     "tokens": lambda t: torch.arange(1, 1 + 2 * t).view(2, t),
     "mask": lambda t: torch.rand(1, t).round(),
     "flags": lambda t: torch.rand(1, t) > 0.5,
