@@ -56,7 +56,13 @@ def overrides(
     variant: recipe.Variant, sizes: recipe.Sizes, files: recipe.Files, options: argparse.Namespace
 ) -> dict[str, Any]:
     """What the script has no variable for."""
-    chosen = recipe.machine(files, options.flash_attention, options.fused_gradients, storage_units=True)
+    chosen = recipe.machine(
+        files,
+        flash_attention=options.flash_attention,
+        fused_gradients=options.fused_gradients,
+        fused_rope=not options.rehearse,
+        storage_units=True,
+    )
     chosen |= recipe.rollout(sizes)
     chosen |= {
         "data.seed": 1,

@@ -86,7 +86,9 @@ def environment(variant: Variant, experiment: str, files: Files) -> dict[str, st
     return chosen | ({"VERL_MTP_PLUGIN": variant.plugin} if variant.plugin else {})
 
 
-def machine(files: Files, flash_attention: bool, fused_gradients: bool, storage_units: bool) -> dict[str, Any]:
+def machine(
+    files: Files, *, flash_attention: bool, fused_gradients: bool, fused_rope: bool, storage_units: bool
+) -> dict[str, Any]:
     """For a machine with a few GPUs, no tracker and, maybe, neither flash-attn nor Apex."""
     megatron = f"{A}.actor.megatron"
     chosen: dict[str, Any] = {
@@ -107,6 +109,8 @@ def machine(files: Files, flash_attention: bool, fused_gradients: bool, storage_
         chosen[f"{megatron}.override_transformer_config.attention_backend"] = "auto"
     if not fused_gradients:
         chosen[f"+{megatron}.override_transformer_config.gradient_accumulation_fusion"] = False
+    if fused_rope:  # or a small model's step is mostly launches of kernels, for each packed sequence some
+        chosen[f"+{megatron}.override_transformer_config.apply_rope_fusion"] = True
     return chosen
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +16,8 @@ ENVIRONMENT: Final = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
 
 def prepare() -> None:
     """Before verl is imported."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("wandb")  # asks IPython about a notebook, which from here on is a stub
     sglang_engine.install()
     rollout_process.prepare()
 
