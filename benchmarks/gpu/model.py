@@ -134,20 +134,26 @@ def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> i
     """Writes a model with this configuration and these weights; returns the number of its parameters."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    size = tokenizer.make(folder)
-    if size > config["vocab_size"]:
-        raise ValueError(f"{size} tokens, {config['vocab_size']} embeddings")
+    write_configuration(folder, config)
     file = "model.safetensors"
     save_file(tensors, folder / file, metadata={"format": "pt"})
     total = sum(tensor.numel() for tensor in tensors.values())
     index = {"metadata": {"total_size": 2 * total}, "weight_map": dict.fromkeys(tensors, file)}
+    (folder / f"{file}.index.json").write_text(json.dumps(index, indent=1) + "\n")
+    return total
+
+
+def write_configuration(folder: Path, config: dict[str, Any]) -> None:
+    """Writes all of a model but its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size = tokenizer.make(folder)
+    if size > config["vocab_size"]:
+        raise ValueError(f"{size} tokens, {config['vocab_size']} embeddings")
     generation = {key: config[key] for key in ("pad_token_id", "eos_token_id")}
-    for name, content in ((f"{file}.index", index), ("config", config), ("generation_config", generation)):
+    for name, content in (("config", config), ("generation_config", generation)):
         (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     (folder / "configuration_mimo.py").write_text(CONFIGURATION)
     (folder / "modeling_mimo.py").write_text(MODELING)
-    return total
 
 
 def main() -> None:

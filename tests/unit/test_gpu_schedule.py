@@ -80,8 +80,8 @@ def test_what_ended_well_is_not_run_again(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "jobs.json").read_text())["fails"]["status"] == 1
 
 
-def setting(tmp_path: Path, gpus: int = 4, plain: Path | None = None) -> Setting:
-    return Setting(tmp_path, tmp_path, tmp_path, tmp_path, plain, gpus, rehearse=False)
+def setting(tmp_path: Path, plain: Path | None = None) -> Setting:
+    return Setting(tmp_path, tmp_path, tmp_path, tmp_path, plain, rehearse=False)
 
 
 def test_chosen_jobs_bring_what_they_come_after(tmp_path: Path) -> None:

@@ -37,7 +37,6 @@ def main() -> None:
         work=options.work.resolve(),
         plugin=options.plugin.resolve(),
         plain=options.plain and options.plain.absolute(),  # its Python is a link
-        gpus=len(gpus),
         rehearse=options.rehearse,
     )
     all_jobs = jobs.jobs(setting)

@@ -30,7 +30,6 @@ class Setting:
         plugin: repository or wheel of the plugin.
         plain: an environment like the running one, but without the plugin, for variants without it; without this
             they are run with ``VERL_MTP_PLUGIN=off``.
-        gpus: how many there are.
         rehearse: on a machine without GPUs, with stand-ins, and with a model that has learned nothing.
     """
 
@@ -39,7 +38,6 @@ class Setting:
     work: Path
     plugin: Path
     plain: Path | None
-    gpus: int
     rehearse: bool
 
     @property
@@ -65,10 +63,10 @@ def preparation(setting: Setting) -> Iterator[Job]:
     make = [python("data", setting.data), python("model", setting.untrained)]
     yield Job("model", " && ".join(make), gpus=0, usual_s=20)
     folders = ["--model", setting.untrained, "--data", setting.data, "--out", setting.trained]
-    command = python("pretrain", *folders, "--steps", STEPS, "--gpus", setting.gpus)
+    command = python("pretrain", *folders, "--steps", STEPS)
     if setting.rehearse:
         command = shlex.join(["cp", "-rT", str(setting.untrained), str(setting.trained)])
-    yield Job("pretrain", command, gpus=setting.gpus, usual_s=60 + 240 / setting.gpus, after=("model",))
+    yield Job("pretrain", command, gpus=1, usual_s=200, after=("model",))
 
 
 def comparisons(setting: Setting) -> Iterator[Job]:
@@ -89,8 +87,13 @@ def others(setting: Setting) -> Iterator[Job]:
     yield Job("matrix", f"{command} --limit {{left}} {rest}", gpus=2, usual_s=240)
     command = python("costs", "--model", setting.untrained, "--out", setting.results / "costs", "--profile", *rehearse)
     yield Job("costs", f"{command} --limit {{left}}", gpus=1, usual_s=150, after=("model",))
+    yield upstream(setting, "isolation", "frozen", gpus=1, usual_s=200)
+    for name in ("trained", "attached"):  # on the rollouts of the first
+        yield upstream(setting, "isolation", name, gpus=1, usual_s=200, after="isolation-frozen")
+    command = python("rollout_speed", "--out", setting.results / "rollout_speed")
+    if not setting.rehearse:  # it is all SGLang's
+        yield Job("rollout_speed", f"{command} --limit {{left}}", gpus=1, usual_s=240, after=("model",))
     yield upstream(setting, "fully_async", "plugin", "--gpus-each", 4, "--tensor-parallel", 2, gpus=4, usual_s=330)
-    yield upstream(setting, "isolation", ",".join(acceptance.VARIANTS), gpus=1, usual_s=600)
     output = setting.results / "weight_sync_released.json"
     options = ["--sessions", "released", "--utilization", 0.6, "--phases", "repeat,transfer_fails", *rehearse]
     command = python("weight_sync", "--model", setting.untrained, "--output", output, *options)
@@ -102,17 +105,17 @@ def python(module: str, *arguments: object) -> str:
     return shlex.join([sys.executable, "-m", f"benchmarks.gpu.{module}", *map(str, arguments)])
 
 
-def upstream(setting: Setting, script: str, variants: str, *options: object, gpus: int, usual_s: float) -> Job:
-    """Variants of one of upstream's scripts, on GPUs that are all their own."""
-    several = "," in variants
+def upstream(
+    setting: Setting, script: str, variant: str, *options: object, gpus: int, usual_s: float, after: str = "pretrain"
+) -> Job:
+    """A variant of one of upstream's scripts, on GPUs that are all its own."""
     kind = script if gpus < 4 else f"{script}_{gpus}gpus"
     folders = ["--model", setting.trained, "--data", setting.data, "--examples", setting.examples]
     folders += ["--results", setting.results, "--work", setting.work / "upstream"]
     small = SMALL if setting.rehearse else ()
     numbers = ",".join(str(number) for number in range(gpus))
-    command = python(f"upstream.{script}", *folders, "--variants", variants, "--gpus", numbers, *options, *small)
-    if setting.plain and variants in ("released", "no_mtp"):
+    command = python(f"upstream.{script}", *folders, "--variants", variant, "--gpus", numbers, *options, *small)
+    if setting.plain and variant in ("released", "no_mtp"):
         command = command.replace(sys.executable, shlex.quote(str(setting.plain / "bin" / "python")), 1)
         command = f'PATH={shlex.quote(str(setting.plain / "bin"))}:"$PATH" {command}'
-    name = kind if several else f"{kind}-{variants}"
-    return Job(name, f"{command} --limit {{left}}", gpus, usual_s, after=("pretrain",))
+    return Job(f"{kind}-{variant}", f"{command} --limit {{left}}", gpus, usual_s, after=(after,))
