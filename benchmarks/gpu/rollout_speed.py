@@ -109,7 +109,7 @@ def run(rate: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for rollout_speed.json and logs")
-    parser.add_argument("--rates", default=f"{NONE},0.44,0.54,0.7", help=f"shares of accepted drafts; {NONE}: no MTP")
+    parser.add_argument("--rates", default=f"{NONE},0.44,0.54", help=f"shares of accepted drafts; {NONE}: no MTP")
     parser.add_argument("--batches", default="8,32,128", help="requests at a time")
     parser.add_argument("--rounds", type=int, default=3, help="of each batch size")
     parser.add_argument("--memory", type=float, default=0.8, help="SGLang's share of the GPU's")

@@ -81,7 +81,7 @@ def test_what_ended_well_is_not_run_again(tmp_path: Path) -> None:
 
 
 def setting(tmp_path: Path, plain: Path | None = None) -> Setting:
-    return Setting(tmp_path, tmp_path, tmp_path, tmp_path, plain, rehearse=False)
+    return Setting(tmp_path, tmp_path, tmp_path, tmp_path, plain, shared=False, rehearse=False)
 
 
 def test_chosen_jobs_bring_what_they_come_after(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def main() -> None:
     add("--work", type=Path, default=Path("/tmp/verl-mtp-proof"), help="scratch folder")
     add("--plugin", type=Path, default=ROOT, help="repository or wheel of the plugin, for environments of the matrix")
     add("--plain", type=Path, help="an environment like this one without the plugin; else VERL_MTP_PLUGIN=off")
+    add("--shared", action="store_true", help="others run on these GPUs too; for jobs that are not about time")
     add("--rehearse", action="store_true", help="on a machine without GPUs, with stand-ins; numbers mean nothing")
     add("--list", action="store_true", help="name the jobs, and run none")
     options = parser.parse_args()
@@ -37,6 +38,7 @@ def main() -> None:
         work=options.work.resolve(),
         plugin=options.plugin.resolve(),
         plain=options.plain and options.plain.absolute(),  # its Python is a link
+        shared=options.shared,
         rehearse=options.rehearse,
     )
     all_jobs = jobs.jobs(setting)

@@ -30,6 +30,7 @@ class Setting:
         plugin: repository or wheel of the plugin.
         plain: an environment like the running one, but without the plugin, for variants without it; without this
             they are run with ``VERL_MTP_PLUGIN=off``.
+        shared: others run on the same GPUs: for jobs that are not about time.
         rehearse: on a machine without GPUs, with stand-ins, and with a model that has learned nothing.
     """
 
@@ -38,6 +39,7 @@ class Setting:
     work: Path
     plugin: Path
     plain: Path | None
+    shared: bool
     rehearse: bool
 
     @property
@@ -112,7 +114,7 @@ def upstream(
     kind = script if gpus < 4 else f"{script}_{gpus}gpus"
     folders = ["--model", setting.trained, "--data", setting.data, "--examples", setting.examples]
     folders += ["--results", setting.results, "--work", setting.work / "upstream"]
-    small = SMALL if setting.rehearse else ()
+    small = (*(SMALL if setting.rehearse else ()), *(("--shared",) if setting.shared else ()))
     numbers = ",".join(str(number) for number in range(gpus))
     command = python(f"upstream.{script}", *folders, "--variants", variant, "--gpus", numbers, *options, *small)
     if setting.plain and variant in ("released", "no_mtp"):

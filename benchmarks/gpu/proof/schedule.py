@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from benchmarks.gpu.upstream import store
+
 POLL_S: Final = 0.2
 GRACE_S: Final = 20.0
 MARGIN_S: Final = 25.0  # that a job ends itself before it would be ended
@@ -150,8 +152,11 @@ class Schedule:
         return {name: Outcome(**found) for name, found in known.items() if found["status"] == 0}
 
     def _write(self) -> None:
+        file = self.folder / "jobs.json"
         found = {name: vars(outcome) for name, outcome in self.outcomes.items()}
-        (self.folder / "jobs.json").write_text(json.dumps(found, indent=1) + "\n")
+        with store.alone(self.folder):  # others may run other jobs on other GPUs
+            known = json.loads(file.read_text()) if file.is_file() else {}
+            file.write_text(json.dumps(known | found, indent=1) + "\n")
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

@@ -125,6 +125,11 @@ def rollout(sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def shared(sizes: Sizes) -> dict[str, Any]:
+    """For a GPU that others use at the same time: a KV cache for all requests that may run, instead of a share."""
+    return {f"{SGLANG}.max_total_tokens": 4 * sizes.running * (sizes.prompt_tokens + sizes.response_tokens) // 3}
+
+
 def graph_sizes(running: int) -> str:
     """Batch sizes to capture CUDA graphs for: each costs start-up time, and a batch is padded to the next."""
     chosen = [size for size in (1, 8, 32, 64, 128, 192) if size < running]

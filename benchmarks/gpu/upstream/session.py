@@ -52,6 +52,7 @@ def arguments(plan: Plan, sizes: recipe.Sizes) -> argparse.ArgumentParser:
     add("--name", default="", help="appended to the names of the variants in the results")
     add("--flash-attention", action="store_true", help="flash-attn is installed: leave attention_backend alone")
     add("--fused-gradients", action="store_true", help="Apex is installed: leave gradient_accumulation_fusion alone")
+    add("--shared", action="store_true", help="others run on these GPUs too: a small KV cache, and times mean nothing")
     add("--rehearse", action="store_true", help="on a machine without GPUs, with stand-ins for what needs them")
     add("--override", action="append", default=[], metavar="KEY=VALUE", help="one more for verl; can be repeated")
     parser.set_defaults(began=time.monotonic())
@@ -70,7 +71,7 @@ def command_of(
 ) -> tuple[scripts.Script, dict[str, str], list[str]]:
     """The script to run (a trimmed copy where the plugin is off and verl refuses a line), variables and overrides."""
     script = scripts.find(plan.script, options.examples)
-    overrides = plan.overrides(variant, sizes, files, options)
+    overrides = plan.overrides(variant, sizes, files, options) | (recipe.shared(sizes) if options.shared else {})
     log_key = recipe.LOG_KEY.format(plan.log_key)
     if variant.without_plugin:  # what the plugin supplies has to be given by hand
         script = scripts.trimmed(script, files.work / "script")
@@ -92,7 +93,8 @@ def run_variant(
     files = recipe.Files(options.model.resolve(), options.data.resolve(), options.reward.resolve(), work)
     script, variables, overrides = command_of(plan, variant, sizes, files, options)
     stand_ins = rehearse.variables(work, len(gpus)) if options.rehearse else {}
-    process.wait_until_free(gpus)
+    if not options.shared:
+        process.wait_until_free(gpus)
     print(f"{plan.kind}/{name}: starts on GPU {gpus}, at most {limit_s:.0f} s", flush=True)
     log = work / "log.txt"
     command = ["bash", str(script.path), *overrides]
@@ -107,6 +109,7 @@ def run_variant(
         "wall_s": round(done.seconds, 1),
         "gpus": len(gpus),
         "runs_beside": together - 1,
+        "shared_gpus": options.shared,
         "script_sha256": script.sha256,
         "lines_left_out_of_the_script": list(script.without),
         "environment": {key: files.named(value) for key, value in variables.items()},

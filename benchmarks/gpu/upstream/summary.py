@@ -62,7 +62,7 @@ def of(variant: Mapping[str, Any]) -> dict[str, Any]:
         "probs_correlation": typical(variant, "training/rollout_actor_probs_pearson_corr"),
         "grad_norm": typical(variant, "actor/grad_norm"),
         "ppo_kl": typical(variant, "actor/ppo_kl"),
-        "peak_mib": max(variant.get("peak_mib", {}).values(), default=None),
+        "peak_mib": None if variant.get("shared_gpus") else max(variant.get("peak_mib", {}).values(), default=None),
         "idle_ratio": typical(variant, "fully_async/rollouter/idle_ratio"),
         "script_unchanged": not variant["lines_left_out_of_the_script"],
     }
