@@ -12,14 +12,15 @@ from typing import Any
 from tests.contract.stacks import ROOT, layer
 
 
-def ask(worker: str, megatron_core: str, ranks: int = 1) -> list[Any]:
+def ask(worker: str, megatron_core: str, ranks: int = 1, verl: str | None = None) -> list[Any]:
     """The answer of every rank."""
+    layers = [layer("megatron-core", megatron_core), *([layer("verl", verl)] if verl else [])]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = dict(
         os.environ,
-        PYTHONPATH=str(layer("megatron-core", megatron_core)),
+        PYTHONPATH=os.pathsep.join(map(str, layers)),
         OMP_NUM_THREADS="1",
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),

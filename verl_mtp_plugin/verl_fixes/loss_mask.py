@@ -43,9 +43,9 @@ def aligned(
     Raises:
         UnsupportedError: the lengths of the responses are not known, or they are longer than the sequences.
     """
-    lengths = _lengths(input_ids)
+    offsets: torch.Tensor = input_ids.offsets()
     if loss_mask.is_nested:
-        rows = list(loss_mask.unbind())
+        values, counts = loss_mask.values(), loss_mask.offsets().diff()
     else:
         columns = loss_mask.shape[1]
         if attention_mask is None or attention_mask.is_nested or attention_mask.shape[1] < columns:
@@ -54,23 +54,20 @@ def aligned(
                 expected="a padded attention_mask in the batch, or a nested loss_mask",
                 advice="Keep attention_mask in the batches that are trained on.",
             )
-        valid = attention_mask[:, -columns:].bool().sum(dim=1).tolist()
-        rows = [row[:length] for row, length in zip(loss_mask, valid, strict=True)]
-    pieces = []
-    for row, length in zip(rows, lengths, strict=True):
-        if len(row) > length:
+        counts = attention_mask[:, -columns:].bool().sum(dim=1)
+        values = loss_mask[torch.arange(columns, device=counts.device) < counts[:, None]]
+    for count, length in zip(counts.tolist(), offsets.diff().tolist(), strict=True):
+        if count > length:
             raise UnsupportedError(
-                found=f"a loss mask for {len(row)} tokens of a sequence of {length}",
+                found=f"a loss mask for {count} tokens of a sequence of {length}",
                 expected="a mask for the last tokens of each sequence",
                 advice="Check the loss_mask of the training batches.",
             )
-        whole = torch.cat([row.new_zeros(length - len(row)), row])
-        whole[:1] = 0
-        pieces.append(whole)
-    offsets: torch.Tensor = input_ids.offsets()
-    return torch.nested.nested_tensor_from_jagged(torch.cat(pieces), offsets=offsets)
-
-
-def _lengths(tokens: torch.Tensor) -> list[int]:
-    lengths: list[int] = tokens.offsets().diff().tolist()
-    return lengths
+    # All sequences at once: a loop over them is a handful of kernels for each.
+    ends, behind = (
+        torch.repeat_interleave(each, counts, output_size=len(values)) for each in (offsets[1:], counts.cumsum(0))
+    )
+    whole = values.new_zeros(len(input_ids.values()) + 1)  # an empty sequence at the end begins behind the last token
+    whole[torch.arange(len(values), device=values.device) - behind + ends] = values
+    whole[offsets[:-1]] = 0
+    return torch.nested.nested_tensor_from_jagged(whole[:-1], offsets=offsets)
