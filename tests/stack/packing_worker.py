@@ -47,8 +47,8 @@ def outcome(function: Any, tensor: torch.Tensor, options: dict[str, bool]) -> tu
     """What it returns, or how it refuses: verl 0.7, and 0.8 with context parallelism, pack no vectors."""
     try:
         packed: tuple[Any, ...] = function(tensor, **options)
-    except RuntimeError as error:
-        return (str(error),)
+    except Exception as error:
+        return (repr(error),)
     return packed
 
 
