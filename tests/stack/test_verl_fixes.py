@@ -62,7 +62,11 @@ def run(verl: str, mode: str = "on", cases: tuple[str, ...] = CASES, megatron_co
 
 @pytest.mark.parametrize(
     ("verl", "needed"),
-    [("0.7.1", {"value_head"}), ("0.8.0", set()), (NEWEST, set())],
+    [
+        ("0.7.1", {"value_head", "packing.preprocess_thd_no_padding"}),
+        ("0.8.0", {"packing.preprocess_thd_engine"}),
+        (NEWEST, {"packing.preprocess_thd_engine"}),
+    ],
 )
 def test_each_release_gets_what_it_lacks(verl: str, needed: set[str]) -> None:
     decisions = run(verl)["decisions"]

@@ -22,7 +22,8 @@ def roll(
             2 cp - 1 - r out of 2 cp.
         shifts: -1.
         dims: the last one.
-        packed_seq_params: whose ``cu_seqlens_q`` [sequences + 1] are the sequences' bounds in the whole of t.
+        packed_seq_params: whose ``cu_seqlens_q`` [sequences + 1] are the sequences' bounds in the whole of t; what they
+            say of more than t is not looked at.
         cp_group: of context parallelism; None without.
 
     Returns:
@@ -37,9 +38,10 @@ def roll(
     bounds = packed_seq_params.cu_seqlens_q
     assert bounds is not None, "found packed sequences without cu_seqlens_q"
     ranks = cp_group.size() if cp_group is not None else 1
-    starts, ends = bounds[:-1] // ranks, bounds[1:] // ranks
-    middles = starts + (ends - starts + 1) // 2
     length = tensor.shape[-1]
+    bounds = (bounds // ranks).clamp(max=length)  # verl 0.7.1's own workers give position ids of fewer tokens
+    starts, ends = bounds[:-1], bounds[1:]
+    middles = starts + (ends - starts + 1) // 2
     # A sequence of no tokens has no last position: what would be written there goes behind the end, and is dropped.
     last = torch.where(ends > starts, ends - 1, length).long()
     rolled = torch.cat([torch.roll(tensor, -1, -1), tensor[..., :1]], -1)

@@ -19,7 +19,7 @@ from . import options as choices
 #: Least time to start something in.
 LEAST_S: Final = 6.0
 #: What both profiles need.
-PROFILES_S: Final = 35.0
+PROFILES_S: Final = 80.0
 
 
 class Failed(RuntimeError):

@@ -48,7 +48,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--each", type=int, default=6, help="samples of a series in a round, after one or two that do not count"
     )
-    parser.add_argument("--limit", type=float, default=150.0, help="seconds for everything")
+    parser.add_argument("--limit", type=float, default=200.0, help="seconds for everything")
     parser.add_argument("--profile", action="store_true", help=f"profiles of {' and '.join(PROFILED)} as text")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU, small; numbers mean nothing")
     parser.add_argument("--variant", choices=tuple(VARIANTS), help=argparse.SUPPRESS)

@@ -79,6 +79,7 @@ def render(document: Document) -> str:
         "\n".join(lines),
         *(["Where a training step's time goes, by the profiler:\n\n" + "\n".join(profiles)] if profiles else []),
         *(["Failed:\n\n" + "\n".join(failed)] if failed else []),
+        *document.get("notes", ()),
         "`python -m benchmarks.gpu.costs --model MODEL --out DIR --profile`; `results/gpu_costs.json`.",
     ]
     return "\n\n".join(parts)

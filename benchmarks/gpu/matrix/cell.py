@@ -70,7 +70,12 @@ def placed(batch: Batch, device: torch.device) -> Batch:
 
 
 class GpuTrainer(Trainer):
-    """A step of a model from TransformerEngine's layer spec, on which verl's own functions have asked for training."""
+    """A step of a model from TransformerEngine's layer spec, on which verl's own functions have asked for training.
+
+    ``peak_bytes`` is the most memory that was allocated until the latest step's end, since PyTorch's count was reset.
+    """
+
+    peak_bytes: int
 
     def __init__(self, world: World, *args: Any, **options: Any) -> None:
         self.world = world
@@ -96,7 +101,8 @@ class GpuTrainer(Trainer):
         return placed(batch, self.world.device)
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        """By the names of the local layer spec, on the CPU. A collective."""
+        """By the names of the local layer spec, on the CPU. A collective, through the GPU: with memory of its own."""
+        self.peak_bytes = int(torch.cuda.max_memory_allocated())
         return {local_name(name): value for name, value in super().gradients().items()}
 
 

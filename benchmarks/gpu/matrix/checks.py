@@ -14,7 +14,7 @@ from tests.contract.parallel.registry import Cell, Check, CheckFunction, expect_
 from tests.contract.parallel.step import Trainer
 from tests.contract.parallel.weights import HEAD
 
-from .cell import twice
+from .cell import GpuTrainer, twice
 
 MIB: Final = 2**20
 #: Of tests/contract/parallel, asked of verl with the plugin and of verl as released.
@@ -64,12 +64,13 @@ def recompute_costs(cell: Cell) -> str:
 
 
 def _peak(trainer: Trainer, batches: Grid, *, labels: bool) -> int:
-    """Bytes at the peak of an evaluation above what was allocated before; gathering gradients is not on the GPU."""
+    """Bytes at the peak of an evaluation above what was allocated before."""
+    assert isinstance(trainer, GpuTrainer)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    before = int(torch.cuda.memory_allocated())
     trainer.run(batches, labels=labels)
-    return int(torch.cuda.max_memory_allocated() - before)
+    return trainer.peak_bytes - before
 
 
 @_check

@@ -31,7 +31,11 @@ def collect(folder: Path) -> Document:
         raise SystemExit(f"no results in {folder}; expected some of {', '.join(f'{name}.json' for name in RELEASES)}")
     if any(document["rehearsal"] for document in found):
         raise SystemExit("rehearsed, which is no result")
-    return {"releases": {document["megatron_core"]: kept(document) for document in found}}
+    notes = folder / "notes.json"
+    return {
+        "notes": json.loads(notes.read_text()) if notes.exists() else [],
+        "releases": {document["megatron_core"]: kept(document) for document in found},
+    }
 
 
 def kept(document: Document) -> Document:
@@ -79,6 +83,7 @@ def render(document: Document) -> str:
     ]
     lines += ["With the plugin these fail:\n\n" + "\n".join(failing)] if failing else []
     lines += [f"Not complete: {', '.join(unfinished)}."] if unfinished else []
+    lines += document["notes"]
     lines.append(
         "`python -m benchmarks.gpu.matrix.all --plugin . --out DIR`; all details in `results/gpu_matrix.json`."
     )

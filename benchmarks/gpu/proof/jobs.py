@@ -14,7 +14,7 @@ from benchmarks.gpu.upstream import acceptance, fully_async, hybrid
 from .schedule import Job
 
 #: Of pretrain.py: afterwards the model solves part of the task, and reinforcement learning has something to gain.
-STEPS: Final = 600
+STEPS: Final = 400
 #: Of upstream's scripts, where no GPU is to compute them.
 SMALL: Final = ("--rehearse", "--steps", 2, "--prompts", 4, "--mini-batch", 2, "--responses", 2)
 
@@ -68,7 +68,7 @@ def preparation(setting: Setting) -> Iterator[Job]:
     command = python("pretrain", *folders, "--steps", STEPS)
     if setting.rehearse:
         command = shlex.join(["cp", "-rT", str(setting.untrained), str(setting.trained)])
-    yield Job("pretrain", command, gpus=1, usual_s=200, after=("model",))
+    yield Job("pretrain", command, gpus=1, usual_s=150, after=("model",))
 
 
 def comparisons(setting: Setting) -> Iterator[Job]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks import results_page
 from benchmarks.gpu.costs import report as costs
 from benchmarks.gpu.matrix import report as matrix
+from benchmarks.gpu.rollout_speed import report as rollout_speed
 from benchmarks.gpu.upstream import report as upstream
 from benchmarks.gpu.upstream.session import RESULTS
 
@@ -30,6 +31,8 @@ def main() -> None:
         document = matrix.collect(folder / "matrix")
         results_page.write(matrix.NAME, document, matrix.render(document))
         print("matrix: written")
+    if (folder / "rollout_speed" / "rollout_speed.json").is_file():
+        rollout_speed.write(folder / "rollout_speed")
     file = folder / "costs" / "costs.json"
     if file.is_file():
         document = json.loads(file.read_text())

@@ -29,7 +29,8 @@ def both_ends(name: str, form: str = "{:.3f}") -> Callable[[dict[str, Any]], str
 
 
 def steps(found: dict[str, Any]) -> str:
-    return f"{found['steps']}{'' if found['ended_well'] else ', then failed'}"
+    end = ", then cut off" if found["cut_off"] else "" if found["ended_well"] else ", then failed"
+    return f"{found['steps']}{end}"
 
 
 def _unchanged(found: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ def heading(document: Document, title: str, command: str) -> list[str]:
         "",
         f"{len(gpus)} x {gpus[0].split(',')[0] if gpus else 'GPU'}; {stack}. Command: `{command}`.",
         "",
+        *(line for note in document.get("notes", ()) for line in (note, "")),
     ]
 
 
@@ -56,7 +57,7 @@ def fully_async(document: Document) -> tuple[str, dict[str, Any]]:
     if gains:
         lines += [f"Rollout tokens/s against the same model without MTP: {'; '.join(gains)}.", ""]
     lines += [*highest_memory(document), *sizes(document), *said(document)]
-    if found:
+    if any(one["busy_tokens_per_s"] for one in found.values()):
         lines += [plots.memory(document, f"gpu_{document['kind']}"), ""]
     return "\n".join(lines), {"variants": found, "memory_tried": _found(document, plain=False)[0]}
 

@@ -36,12 +36,20 @@ def ends(variant: Mapping[str, Any], *names: str, over: int = 3) -> tuple[float,
     return (mean(values[:over]), mean(values[-over:])) if values else None
 
 
+#: What runs that shared their GPUs with others do not tell.
+TIMES: Final = (
+    "first_step_s", "step_s", "gen_s", "old_log_prob_s", "update_actor_s", "sync_s", "decode_tokens_per_s",
+    "busy_tokens_per_s", "peak_mib", "idle_ratio",
+)  # fmt: skip
+
+
 def of(variant: Mapping[str, Any]) -> dict[str, Any]:
     """What the tables show. None where the run does not say."""
     decode = variant.get("decode", {})
     found: dict[str, Any] = {
         "ended_well": variant["status"] == 0,
-        "steps": len(variant["steps"].get("step", ())),
+        "cut_off": variant["timed_out"],
+        "steps": sum(step > 0 for step in variant["steps"].get("step", ())),
         "wall_s": variant["wall_s"],
         "first_step_s": variant["startup_s"].get("first_step"),
         "step_s": typical(variant, "timing_s/step", "perf/time_per_step"),
@@ -62,13 +70,13 @@ def of(variant: Mapping[str, Any]) -> dict[str, Any]:
         "probs_correlation": typical(variant, "training/rollout_actor_probs_pearson_corr"),
         "grad_norm": typical(variant, "actor/grad_norm"),
         "ppo_kl": typical(variant, "actor/ppo_kl"),
-        "peak_mib": None if variant.get("shared_gpus") else max(variant.get("peak_mib", {}).values(), default=None),
+        "peak_mib": max(variant.get("peak_mib", {}).values(), default=None),
         "idle_ratio": typical(variant, "fully_async/rollouter/idle_ratio"),
         "script_unchanged": not variant["lines_left_out_of_the_script"],
     }
     for name in ("pause_s", "drain_s", "kv_release_s", "transfer_s", "kv_resume_s", "kv_freed_gib", "aborted_requests"):
         found[f"weight_sync_{name}"] = typical(variant, f"weight_sync/{name}")
-    return found
+    return found | (dict.fromkeys(TIMES) if variant.get("shared_gpus") else {})
 
 
 def apart(variant: Mapping[str, Any], base: Mapping[str, Any], metric: str) -> float | None:

@@ -1,11 +1,4 @@
-"""What an accepted draft is worth: SGLang's tokens/s at given acceptance, on a model of MiMo-7B's sizes.
-
-    python -m benchmarks.gpu.rollout_speed --out DIR [--rates 0.44,0.54] [--batches 8,32,128]
-
-The small model of the other benchmarks spends its time on launching kernels, where speculation cannot pay. Here weights
-are dummies, and acceptance is prescribed by SGLang's own ``SGLANG_SIMULATE_ACC_LEN``; everything is computed as if it
-were real: drafts, verification, sampling. An engine is started for each rate, and one without speculation.
-"""
+"""The one command: an engine for each rate, each in a process of its own; the package says what for."""
 
 from __future__ import annotations
 
@@ -99,7 +92,9 @@ def run(rate: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     given |= {"--memory": options.memory, "--rounds": options.rounds}
     arguments = [f"{name}={value}" for name, value in given.items()]
     with log.open("w") as stream:
-        subprocess.run([sys.executable, "-m", __spec__.name, *arguments], env=environment, stdout=stream, stderr=stream)
+        subprocess.run(
+            [sys.executable, "-m", str(__package__), *arguments], env=environment, stdout=stream, stderr=stream
+        )
     if not result.is_file():
         return {"error": log.read_text(errors="replace")[-1500:]}
     found: dict[str, Any] = json.loads(result.read_text())
@@ -107,7 +102,11 @@ def run(rate: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    assert __package__
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__package__}", description=sys.modules[__package__].__doc__, formatter_class=formatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for rollout_speed.json and logs")
     parser.add_argument("--rates", default=f"{NONE},0.44,0.54", help=f"shares of accepted drafts; {NONE}: no MTP")
     parser.add_argument("--batches", default="8,32,128", help="requests at a time")
