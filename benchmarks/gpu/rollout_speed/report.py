@@ -38,7 +38,7 @@ def render(document: Document) -> str:
         f"SGLang {document['versions']['sglang']} alone on one {gpu}, a model of MiMo-7B's sizes with dummy weights, "
         f"bf16, {document['drafts']} drafts a verify step, {document['prompt_tokens']} + {document['new_tokens']} "
         "tokens a request, temperature 1; acceptance is prescribed by SGLang's own `SGLANG_SIMULATE_ACC_LEN`. "
-        f"Tokens/s, median of {len(next(iter(rates[base].values())))} rounds, and the gain over decoding without drafts:",
+        f"Tokens/s, median of {len(next(iter(rates[base].values())))} rounds, and the gain over no drafts at all:",
         "\n".join(lines),
         f"From {head[0].split()[0]} to {head[-1].split()[0]}: {', '.join(gains)} requests at a time. Speculation pays "
         "for small batches; at large ones the GPU is busy without it, and verifying drafts costs more than it saves.",
