@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tests.contract.stacks import VERL
+from verl_mtp_plugin.verl_fixes.packing import Rows
 
 from .processes import ask
+
+
+def test_what_is_no_lookup_is_asked_of_the_tensor() -> None:
+    tensor = torch.nested.as_nested_tensor([torch.arange(3.0), torch.arange(2.0)], layout=torch.jagged)
+    rows = Rows(tensor)
+    assert [row.tolist() for row in (rows[0], rows[1])] == [[0, 1, 2], [0, 1]]
+    assert (len(rows), rows.shape[0], rows.offsets().tolist()) == (2, 2, [0, 3, 5])
+    assert torch.zeros_like(rows).values().tolist() == [0] * 5
+    assert torch.equal(torch.add(rows, other=rows).values(), 2 * tensor.values())
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

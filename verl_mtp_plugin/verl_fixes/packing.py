@@ -12,7 +12,8 @@ class Rows:
     """A jagged nested tensor [b, j1, ...] whose sequences are looked up in a list.
 
     PyTorch cuts all sequences out of a jagged tensor to answer for one, so that a loop over them takes time in the
-    square of their number: 0.2 s for 256 of them, and verl has such a loop for every tensor that it packs.
+    square of their number: 0.2 s for 256 of them, and verl has such a loop for every tensor that it packs. Whatever
+    else is asked, of it or of PyTorch, the tensor answers.
     """
 
     def __init__(self, tensor: torch.Tensor) -> None:
@@ -23,6 +24,16 @@ class Rows:
 
     def __getitem__(self, number: int) -> torch.Tensor:
         return self._sequences[number]
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def plain(part: Any) -> Any:
+            return part._tensor if isinstance(part, cls) else part
+
+        return function(*map(plain, args), **{name: plain(part) for name, part in (kwargs or {}).items()})
 
 
 def pack(original: Callable[..., Any], input_ids: Any, *args: Any, **kwargs: Any) -> Any:
