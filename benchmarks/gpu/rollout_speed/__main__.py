@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.gpu import model
 from benchmarks.gpu.upstream import store
 
 #: MiMo-7B's, by its published config.json.
@@ -122,6 +121,8 @@ def main() -> int:
         return 0
     began = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
+    from benchmarks.gpu import model  # imports torch
+
     folder = options.out / "model"
     model.write_configuration(folder, model.configuration(LAYERS, HIDDEN, mtp_layers=1) | SIZES)
     document: dict[str, Any] = {
