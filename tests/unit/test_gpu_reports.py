@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.gpu.rollout_speed import __main__ as rollout_speed
 from benchmarks.gpu.rollout_speed import report
-from benchmarks.gpu.upstream import cells, summary
+from benchmarks.gpu.upstream import cells, sections, summary
 
 
 def test_a_verify_step_yields_the_accepted_drafts_and_one_token_more() -> None:
@@ -61,3 +61,15 @@ def test_runs_that_shared_their_gpus_tell_no_times() -> None:
 def test_steps_say_how_a_run_ended(status: int, timed_out: bool, said: str) -> None:
     """The entry before the first step, of the first weight sync, is none."""
     assert cells.steps(summary.of(variant(status=status, timed_out=timed_out))) == said
+
+
+def test_banners_are_told_as_one() -> None:
+    lines = {
+        "verl-mtp-plugin 0.1.0 (auto) applied: one, two; armed: three": 2,
+        "verl-mtp-plugin 0.1.0 (auto) applied: two, three; armed: 41": 1,
+        "verl-mtp-plugin 0.1.0 (auto) applied: two, three; armed: 40": 1,
+        "verl-mtp-plugin: taken as False": 1,
+    }
+    told = sections.said({"variants": {"plugin": {"plugin_said": lines}}})
+    assert told[2:-1] == ["- `verl-mtp-plugin: taken as False`", "- in 4 banners, as applied: one, two, three"]
+    assert sections.said({"variants": {"released": {}}}) == []

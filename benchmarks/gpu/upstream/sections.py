@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from . import plots, summary
 from .cells import ASYNCHRONOUS, HYBRID, Row, both_ends, number, steps, table
 
 Document = Mapping[str, Any]
+BANNER: Final = re.compile(r"verl-mtp-plugin \S+ \(\w+\) applied: ([^;]+)")
 
 
 def heading(document: Document, title: str, command: str) -> list[str]:
@@ -147,7 +149,11 @@ def sizes(document: Document) -> list[str]:
 
 
 def said(document: Document) -> list[str]:
-    """What the plugin said, without its long line."""
+    """What the plugin said, and what its banners name as applied in one process or another."""
     lines = document["variants"].get("plugin", {}).get("plugin_said", {})
     kept = [line for line in lines if line.startswith("verl-mtp-plugin:")]
-    return ["What the plugin said:", "", *(f"- `{line}`" for line in kept), ""] if kept else []
+    banners = [(match[1].split(", "), count) for line, count in lines.items() if (match := BANNER.match(line))]
+    applied = dict.fromkeys(name for names, _ in banners for name in names)
+    told = [f"- `{line}`" for line in kept]
+    told += [f"- in {sum(count for _, count in banners)} banners, as applied: {', '.join(applied)}"] if banners else []
+    return ["What the plugin said:", "", *told, ""] if told else []
