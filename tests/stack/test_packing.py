@@ -16,6 +16,8 @@ def test_what_is_no_lookup_is_asked_of_the_tensor() -> None:
     rows = Rows(tensor)
     assert [row.tolist() for row in (rows[0], rows[1])] == [[0, 1, 2], [0, 1]]
     assert (len(rows), rows.shape[0], rows.offsets().tolist()) == (2, 2, [0, 3, 5])
+    with pytest.raises(RuntimeError, match="not supported for NestedTensor"):  # as it says itself
+        rows[:, 1:]
     assert torch.zeros_like(rows).values().tolist() == [0] * 5
     assert torch.equal(torch.add(rows, other=rows).values(), 2 * tensor.values())
 

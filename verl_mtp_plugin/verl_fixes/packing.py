@@ -22,8 +22,8 @@ class Rows:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tensor, name)
 
-    def __getitem__(self, number: int) -> torch.Tensor:
-        return self._sequences[number]
+    def __getitem__(self, where: Any) -> torch.Tensor:
+        return self._sequences[where] if isinstance(where, int) else self._tensor[where]
 
     def __len__(self) -> int:
         return len(self._sequences)
