@@ -84,19 +84,21 @@ def main() -> None:
     parallel_state.initialize_model_parallel(context_parallel_size=ranks)
     ours = getattr(util, "preprocess_thd_engine", None) or util.preprocess_thd_no_padding
     theirs = ours.__wrapped__
-    rng, agreed = random.Random(0), dict.fromkeys(KINDS, 0)
+    rng, agreed, packed = random.Random(0), dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
     torch.manual_seed(0)
     for name, kind in KINDS.items():
         for _ in range(CASES):
             tensor = nested(kind, rng.randint(1, 9), rng)
             options = {"pre_process": rng.random() < 0.8, "need_roll": rng.random() < 0.5}
             found, wanted = (outcome(function, tensor, options) for function in (ours, theirs))
+            packed[name] += len(wanted) > 1
             agreed[name] += len(found) == len(wanted) and all(same(*pair) for pair in zip(found, wanted, strict=True))
     tensors = [nested(KINDS["tokens"], sequences, rng) for sequences in SEQUENCES]
     answer = {
         "cases": CASES,
         "sequences": SEQUENCES,
         "agreed": agreed,
+        "packed": packed,
         "cuts": {name: [cuts(f, tensor) for tensor in tensors] for name, f in (("ours", ours), ("theirs", theirs))},
     }
     print(json.dumps(answer), flush=True)

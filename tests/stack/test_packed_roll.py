@@ -11,7 +11,7 @@ from .processes import ask
 PACKED = tuple(version for version in MEGATRON_CORE if not version.startswith("0.15"))
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("megatron_core", PACKED)
 def test_every_bit_is_megatron_cores(megatron_core: str, ranks: int) -> None:
     for found in ask("packed_roll_worker", megatron_core, ranks=ranks):

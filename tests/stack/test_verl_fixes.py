@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -135,6 +136,30 @@ def test_a_mask_whose_place_is_unknown_is_refused() -> None:
         [False, False, True, True, True],
         [False, True, True],
     ]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_the_mask_is_that_of_each_sequence_by_itself(dtype: torch.dtype, padded: bool) -> None:
+    rng = random.Random(2)
+    for _ in range(40):
+        lengths = [rng.choice((1, 1, 2, 5, 9)) for _ in range(rng.randint(1, 7))]
+        responses = [[rng.randint(0, 1) for _ in range(rng.randint(0, length))] for length in lengths]
+        wanted = []
+        for length, response in zip(lengths, responses, strict=True):
+            whole = [0] * (length - len(response)) + response
+            wanted.append([0, *whole[1:]])
+        tokens = torch.nested.as_nested_tensor([torch.ones(n) for n in lengths], layout=torch.jagged)
+        width = max(map(len, responses))
+        if padded:
+            mask = torch.tensor([[*response, *[1] * (width - len(response))] for response in responses]).to(dtype)
+            attention = torch.tensor([[0, 1, *[1] * len(r), *[0] * (width - len(r))] for r in responses])
+            found = aligned(mask, tokens, attention)
+        else:
+            mask = torch.nested.as_nested_tensor([torch.tensor(r, dtype=dtype) for r in responses], layout=torch.jagged)
+            found = aligned(mask, tokens)
+        assert found.dtype is dtype
+        assert [row.tolist() for row in found.unbind()] == wanted
 
 
 # -- the layer count, and MTP that is disabled -------------------------------------------------------------------------

@@ -80,6 +80,13 @@ def test_what_ended_well_is_not_run_again(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "jobs.json").read_text())["fails"]["status"] == 1
 
 
+def test_what_others_wrote_meanwhile_stays(tmp_path: Path) -> None:
+    other = tmp_path / "jobs.json"
+    writes = f"""echo '{{"theirs": {{"status": 0}}}}' > {other}"""
+    run(tmp_path, Job("ours", writes, 0, 1))
+    assert {name: found["status"] for name, found in json.loads(other.read_text()).items()} == {"theirs": 0, "ours": 0}
+
+
 def setting(tmp_path: Path, plain: Path | None = None) -> Setting:
     return Setting(tmp_path, tmp_path, tmp_path, tmp_path, plain, shared=False, rehearse=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Iterable
 from inspect import signature
@@ -126,14 +125,10 @@ def _decide_packed_roll(environment: Environment, module: ModuleType) -> Verdict
     return applicable()
 
 
-def _build_packed_roll(original: Any) -> Any:
-    @functools.wraps(original)
-    def replacement(*args: Any, **kwargs: Any) -> Any:
-        from .packed_roll import roll
+def _packed_roll(original: Any, *args: Any, **kwargs: Any) -> Any:
+    from .packed_roll import roll  # imports torch
 
-        return roll(*args, **kwargs)
-
-    return replacement
+    return roll(*args, **kwargs)
 
 
 PACKED_ROLL: Final = Patch(
@@ -144,7 +139,7 @@ PACKED_ROLL: Final = Patch(
     upstream="a faster roll in megatron-core, which calls its own naive",
     absent_ok=True,  # megatron-core 0.15 has no packed sequences with MTP
     decide=_decide_packed_roll,
-    build=_build_packed_roll,
+    build=around(_packed_roll),
 )
 
 GATE: Final = Patch(

@@ -54,7 +54,7 @@ def aligned(
                 expected="a padded attention_mask in the batch, or a nested loss_mask",
                 advice="Keep attention_mask in the batches that are trained on.",
             )
-        counts = attention_mask[:, -columns:].bool().sum(dim=1)
+        counts = attention_mask[:, attention_mask.shape[1] - columns :].bool().sum(dim=1)
         values = loss_mask[torch.arange(columns, device=counts.device) < counts[:, None]]
     for count, length in zip(counts.tolist(), offsets.diff().tolist(), strict=True):
         if count > length:

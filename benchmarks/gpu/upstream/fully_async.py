@@ -69,14 +69,7 @@ def overrides(
     variant: recipe.Variant, sizes: recipe.Sizes, files: recipe.Files, options: argparse.Namespace
 ) -> dict[str, Any]:
     """What the script has no variable for."""
-    chosen = recipe.machine(
-        files,
-        flash_attention=options.flash_attention,
-        fused_gradients=options.fused_gradients,
-        fused_rope=not options.rehearse,
-        storage_units=False,
-    )
-    chosen |= recipe.rollout(sizes)
+    chosen = recipe.machine(files, options) | recipe.rollout(sizes)
     chosen |= {
         # The script's config is found below the current folder, as in a checkout; verl's wheel has it as a package.
         "hydra.searchpath": "[pkg://verl.trainer.config]",

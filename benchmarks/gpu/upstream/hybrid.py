@@ -56,15 +56,9 @@ def overrides(
     variant: recipe.Variant, sizes: recipe.Sizes, files: recipe.Files, options: argparse.Namespace
 ) -> dict[str, Any]:
     """What the script has no variable for."""
-    chosen = recipe.machine(
-        files,
-        flash_attention=options.flash_attention,
-        fused_gradients=options.fused_gradients,
-        fused_rope=not options.rehearse,
-        storage_units=True,
-    )
-    chosen |= recipe.rollout(sizes)
+    chosen = recipe.machine(files, options) | recipe.rollout(sizes)
     chosen |= {
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units": 2,
         "data.seed": 1,
         "reward.reward_kwargs.overlong_buffer_cfg.len": sizes.buffer_tokens,
         f"{recipe.A}.actor.optim.lr_warmup_steps": 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,10 +87,8 @@ def environment(variant: Variant, experiment: str, files: Files) -> dict[str, st
     return chosen | ({"VERL_MTP_PLUGIN": variant.plugin} if variant.plugin else {})
 
 
-def machine(
-    files: Files, *, flash_attention: bool, fused_gradients: bool, fused_rope: bool, storage_units: bool
-) -> dict[str, Any]:
-    """For a machine with a few GPUs, no tracker and, maybe, neither flash-attn nor Apex."""
+def machine(files: Files, options: argparse.Namespace) -> dict[str, Any]:
+    """For a machine with a few GPUs, no tracker and, maybe, neither flash-attn nor Apex, as ``options`` say."""
     megatron = f"{A}.actor.megatron"
     chosen: dict[str, Any] = {
         f"{megatron}.vanilla_mbridge": False,  # Megatron-Bridge: no released mbridge has MiMo on current megatron-core
@@ -103,13 +102,11 @@ def machine(
         "hydra.run.dir": files.work / "hydra",
         "reward.custom_reward_function.path": files.reward,
     }
-    if storage_units:
-        chosen["transfer_queue.backend.SimpleStorage.num_data_storage_units"] = 2
-    if not flash_attention:
+    if not options.flash_attention:
         chosen[f"{megatron}.override_transformer_config.attention_backend"] = "auto"
-    if not fused_gradients:
+    if not options.fused_gradients:
         chosen[f"+{megatron}.override_transformer_config.gradient_accumulation_fusion"] = False
-    if fused_rope:  # or a small model's step is mostly launches of kernels, for each packed sequence some
+    if not options.rehearse:  # or a small model's step is mostly launches of kernels, for each packed sequence some
         chosen[f"+{megatron}.override_transformer_config.apply_rope_fusion"] = True
     return chosen
 
