@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.gpu.rollout_speed import __main__ as rollout_speed
 from benchmarks.gpu.rollout_speed import report
-from benchmarks.gpu.upstream import cells, sections, summary
+from benchmarks.gpu.upstream import cells, fully_async, sections, summary
 
 
 def test_a_verify_step_yields_the_accepted_drafts_and_one_token_more() -> None:
@@ -22,8 +22,8 @@ def test_gains_are_of_medians_over_the_same_number_of_requests() -> None:
         return [{"tokens_per_s": speed} for speed in speeds]
 
     document = {
-        "hardware": {"gpus": ["H200, 1 MiB"]}, "versions": {"sglang": "1"}, "drafts": 3, "prompt_tokens": 64,
-        "new_tokens": 256, "rates": {
+        "hardware": {"gpus": ["H200, 1 MiB"]}, "versions": dict.fromkeys(("sglang", "torch", "flashinfer-python"), "1"),
+        "drafts": 3, "prompt_tokens": 64, "new_tokens": 256, "rates": {
             "none": {"batches": {"8": rounds(90, 100, 900), "32": rounds(400)}},
             "0.44": {"batches": {"8": rounds(150), "32": rounds(300)}},
             "0.54": {"batches": {"8": rounds(180), "32": rounds(330)}},
@@ -73,3 +73,13 @@ def test_banners_are_told_as_one() -> None:
     told = sections.said({"variants": {"plugin": {"plugin_said": lines}}})
     assert told[2:-1] == ["- `verl-mtp-plugin: taken as False`", "- in 4 banners, as applied: one, two, three"]
     assert sections.said({"variants": {"released": {}}}) == []
+
+
+def test_a_heading_says_how_to_run_it_again() -> None:
+    sizes = {"steps": 12, "learning_rate": 1e-5, "tensor_parallel": 2}
+    variants = {"plugin": variant(sizes=sizes, gpus=4, shared_gpus=True)}
+    command = sections.again(variants, fully_async, fully_async.Sizes(learning_rate=1e-5))
+    assert command == (
+        "python -m benchmarks.gpu.upstream.fully_async --model MODEL --data DATA --examples VERL --gpus 0,1,2,3 "
+        "--gpus-each 4 --variants plugin --steps 12 --tensor-parallel 2 --shared"
+    )

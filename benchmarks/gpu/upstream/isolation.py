@@ -16,6 +16,8 @@ from typing import Any, Final
 
 from . import acceptance, recipe, scripts, session
 
+VARIANTS: Final = acceptance.VARIANTS
+
 
 @dataclass(frozen=True)
 class Sizes(acceptance.Sizes):
@@ -36,7 +38,7 @@ def overrides(
     }
 
 
-PLAN: Final = session.Plan("isolation", scripts.HYBRID, acceptance.VARIANTS, variables, overrides)
+PLAN: Final = session.Plan("isolation", scripts.HYBRID, VARIANTS, variables, overrides)
 
 
 def main() -> int:

@@ -4,28 +4,51 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, Final
 
-from . import plots, summary
+from . import acceptance as acceptance_script
+from . import fully_async as fully_async_script
+from . import hybrid as hybrid_script
+from . import isolation as isolation_script
+from . import plots, recipe, summary
 from .cells import ASYNCHRONOUS, HYBRID, Row, both_ends, number, steps, table
 
 Document = Mapping[str, Any]
 BANNER: Final = re.compile(r"verl-mtp-plugin \S+ \(\w+\) applied: ([^;]+)")
 
 
-def heading(document: Document, title: str, command: str) -> list[str]:
-    """Title, what ran, on what, and how to run it again."""
-    gpus = document["hardware"]["gpus"]
+def heading(document: Document, title: str, kind: ModuleType, sizes: recipe.Sizes) -> list[str]:
+    """Title, what ran, on what, and how to run it again: ``sizes`` are what ``kind`` runs with if nothing is said."""
+    variants = {name: variant for name, variant in document["variants"].items() if "@" not in name}
+    gpus, one = document["hardware"]["gpus"], next(iter(variants.values()))
     stack = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    name = gpus[0].split(",")[0] if gpus else "GPU"
     return [
         f"## {title}",
         "",
-        f"Upstream's `{document['script']}`, with environment variables before it and overrides behind it.",
+        f"Upstream's `{document['script']}` (sha256 {one['script_sha256'][:12]}...), with environment variables before "
+        "it and overrides behind it.",
         "",
-        f"{len(gpus)} x {gpus[0].split(',')[0] if gpus else 'GPU'}; {stack}. Command: `{command}`.",
+        f"{one['gpus']} {name} a variant, of {len(gpus)} in the machine; {stack}.",
+        "",
+        f"`{again(variants, kind, sizes)}`",
         "",
         *(line for note in document.get("notes", ()) for line in (note, "")),
     ]
+
+
+def again(variants: Mapping[str, Any], kind: ModuleType, sizes: recipe.Sizes) -> str:
+    """The command that runs these variants again."""
+    one = next(iter(variants.values()))
+    gpus = ",".join(map(str, range(one["gpus"])))
+    parts = [f"python -m {kind.__name__} --model MODEL --data DATA --examples VERL --gpus {gpus}"]
+    parts += [f"--gpus-each {one['gpus']}"] if one["gpus"] > 2 else []
+    parts += [f"--variants {','.join(variants)}"] if len(variants) < len(kind.VARIANTS) else []
+    known = vars(sizes)
+    parts += [f"--{name.replace('_', '-')} {value}" for name, value in one["sizes"].items() if value != known.get(name)]
+    parts += ["--shared"] if one.get("shared_gpus") else []
+    return " ".join(parts)
 
 
 def _found(document: Document, plain: bool = True) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -37,7 +60,7 @@ def _found(document: Document, plain: bool = True) -> tuple[dict[str, dict[str, 
 def hybrid(document: Document) -> tuple[str, dict[str, Any]]:
     """One GPU: with the plugin, without it, without MTP."""
     found, titles = _found(document)
-    lines = heading(document, "Hybrid: trainer and rollout on one GPU", "python -m benchmarks.gpu.upstream.hybrid")
+    lines = heading(document, "Hybrid: trainer and rollout on one GPU", hybrid_script, recipe.Sizes())
     lines += [*table(HYBRID, found, titles), "", *sizes(document), *said(document)]
     return "\n".join(lines), {"variants": found}
 
@@ -47,8 +70,8 @@ def fully_async(document: Document) -> tuple[str, dict[str, Any]]:
     found, titles = _found(document)
     gpus = max((variant["gpus"] for variant in document["variants"].values()), default=2)
     half = gpus // 2
-    command = "python -m benchmarks.gpu.upstream.fully_async" + (f" --gpus-each {gpus}" if gpus != 2 else "")
-    lines = heading(document, f"Fully asynchronous: {half} + {half} GPUs", command)
+    title = f"Fully asynchronous: {half} + {half} GPUs"
+    lines = heading(document, title, fully_async_script, fully_async_script.Sizes())
     lines += [*table(ASYNCHRONOUS, found, titles), ""]
     base = found.get("no_mtp", {}).get("busy_tokens_per_s")
     gains = [
@@ -102,7 +125,7 @@ def acceptance(document: Document) -> tuple[str, dict[str, Any]]:
         one["predicted_ends"] = summary.ends(variant, *summary.PREDICTED, over=5)
         one["difference"] = sum(apart) / len(apart) if apart else None
         one["largest_difference"] = max(map(abs, apart), default=None)
-    lines = heading(document, "Acceptance over training", "python -m benchmarks.gpu.upstream.acceptance")
+    lines = heading(document, "Acceptance over training", acceptance_script, acceptance_script.Sizes())
     lines += [
         "One draft a verify step, one update a step. *Served*: drafts that SGLang accepted. *Predicted*: how often the "
         "MTP layer's first choice is the token that the policy sampled, seen by the trainer on the same tokens.",
@@ -128,9 +151,8 @@ def isolation(document: Document) -> tuple[str, dict[str, Any]]:
         *((f"`{metric}`, largest difference", number(metric, "{:.1e}")) for metric in summary.POLICY),
         ("MTP loss, first -> last", both_ends("mtp_loss")),
     )
-    lines = heading(
-        document, "The policy beside the MTP layer's training", "python -m benchmarks.gpu.upstream.isolation"
-    )
+    title = "The policy beside the MTP layer's training"
+    lines = heading(document, title, isolation_script, isolation_script.Sizes())
     lines += [
         "All variants train on the rollouts of the first. Differences from the run with a frozen MTP layer, in parts "
         "of the largest value of that run.",
