@@ -16,11 +16,15 @@ from typing import Any
 
 import results_page
 
+sys.path.insert(0, str(results_page.ROOT))
+
+from tests.contract import stacks
+
 #: torch first and alone, so that no other build of it comes later. The limits are what verl's trainer needs
 #: (pyarrow 24 and datasets 5 break it), and what 0.8.0 imports and does not declare.
 TORCH = "torch==2.13.0"
 BESIDES = ["pyarrow<24", "datasets<5", "cachetools", "fastapi", "uvicorn"]
-VERL = ("0.7.1", "0.8.0", "0.9.1")
+VERL = ("0.7.1", "0.8.0", stacks.VERL[-1])
 
 BANNER = """
 import sys

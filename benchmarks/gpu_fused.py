@@ -31,7 +31,7 @@ sys.path.insert(0, str(results_page.ROOT))
 
 from tests.contract import stacks
 
-MEGATRON_CORE: Final = ("0.18.2", "0.19.2")
+MEGATRON_CORE: Final = ("0.18.2", stacks.MEGATRON_CORE[-1])
 VERL: Final = stacks.VERL[-1]
 #: A vocabulary as MiMo-7B's and Qwen2's; two layers, since only what comes after them differs.
 SIZES: Final = {"hidden_size": 2048, "ffn_hidden_size": 4096, "num_attention_heads": 16}

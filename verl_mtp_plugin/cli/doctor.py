@@ -16,7 +16,7 @@ from typing import Any
 from .. import startup
 from ..environment import Environment
 from ..patching.patch import BROKEN
-from ..tested import TESTED
+from ..tested import STOOD_IN, TESTED
 
 #: The child prints its JSON after this line, since the imported packages print as they please.
 MARKER = "verl-mtp-plugin report:"
@@ -29,7 +29,7 @@ class Installed:
 
     name: str
     version: str | None
-    label: str  # tested, untested, not installed, or "" where nothing is claimed
+    label: str  # tested, tested with a stand-in, untested, not installed, or "" where nothing is claimed
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def _installed(name: str, version: str | None) -> Installed:
         return Installed(name, None, "not installed")
     if name not in TESTED:
         return Installed(name, version, "")
-    return Installed(name, version, "tested" if version in TESTED[name] else "untested")
+    tested = "tested with a stand-in" if name in STOOD_IN else "tested"
+    return Installed(name, version, tested if version in TESTED[name] else "untested")
 
 
 def _version_notes(installed: list[Installed]) -> list[str]:

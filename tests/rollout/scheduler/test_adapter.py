@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from .releases import ADAPTERS, ask
+from .releases import ADAPTERS, LATEST, PIN, ask
 
 SESSIONS = ("0.5.21",)
 STACKS = pytest.mark.parametrize(("verl", "sglang", "drafter"), ADAPTERS)
@@ -73,7 +73,7 @@ def test_a_trainer_that_does_not_send_mtp_is_named(verl: str, sglang: str, draft
 
 def test_where_nobody_has_described_the_family_no_more_is_said_than_is_known() -> None:
     """The trunk has a tensor of that name and size too. Which of them it is, the first sync tells."""
-    found = of("0.9.1", "0.5.21", "plain")["nobodys"]
+    found = of(*LATEST)["nobodys"]
     assert found["first_sync_skips"]["results"] == ["ok"]
     good, bad, mended = found["stale"]["results"]
     assert (good, mended) == ("ok", "ok")
@@ -81,7 +81,7 @@ def test_where_nobody_has_described_the_family_no_more_is_said_than_is_known() -
 
 
 def test_a_worker_that_leaves_out_the_drafter_is_refused_before_anything_is_sent() -> None:
-    found = of("0.9.1", "0.5.12.post1", "mimo")["left_out"]
+    found = of(*PIN)["left_out"]
     assert found["calls"] == [DESCRIBE]
     assert found["target"] == []
     assert "SGLang's DFlashWorker would leave out the draft model's weights" in found["results"][0]
@@ -115,7 +115,7 @@ def test_the_session_of_an_update_that_fails_is_ended(verl: str, sglang: str, dr
 
 
 def test_a_session_that_cannot_be_opened_is_an_error() -> None:
-    found = of("0.9.1", "0.5.21", "plain")["begin_fails"]
+    found = of(*LATEST)["begin_fails"]
     assert "replica 3: begin_weight_update failed (HttpError: 400" in found["results"][0]
     assert found["results"][1] == "ok"
     assert "update" not in found["calls"][:3]
@@ -123,7 +123,7 @@ def test_a_session_that_cannot_be_opened_is_an_error() -> None:
 
 def test_a_session_that_was_ended_before_its_time_is_no_error() -> None:
     """verl sends a request again when the answer takes too long; the first one may have ended the session."""
-    assert of("0.9.1", "0.5.21", "plain")["ended_before"]["results"] == ["ok", "ok"]
+    assert of(*LATEST)["ended_before"]["results"] == ["ok", "ok"]
 
 
 @STACKS
