@@ -15,7 +15,7 @@ from typing import Any
 
 from .. import startup
 from ..environment import Environment
-from ..patching.patch import BROKEN
+from ..patching.patch import BROKEN, Decision
 from ..tested import STOOD_IN, TESTED
 
 #: The child prints its JSON after this line, since the imported packages print as they please.
@@ -64,6 +64,8 @@ def examine(*, probe: bool) -> Findings:
         if patch["decision"] in BROKEN:
             line = f"patch {patch['id']} is {patch['decision']}: {patch['detail']}"
             (problems if patch["critical"] else notes).append(line)
+        elif patch["decision"] == Decision.LOST:
+            notes.append(f"optimization {patch['id']} is lost here: {patch['detail']}")
     return Findings(installed, report, problems, notes)
 
 
