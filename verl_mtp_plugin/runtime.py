@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from . import __version__
 from .environment import Environment
-from .patching import Patch, PatchEngine, PatchSet
+from .patching import PatchEngine, PatchSet
 from .patching.patch import as_patch_set
 from .plugins import Plugins
 from .settings import Mode, Settings
@@ -45,22 +45,22 @@ class Runtime:
             settings = settings or Settings.from_environment()
             if self.active and settings.mode is Mode.OFF:
                 self._stop(keep=ALWAYS)
-            patches = self._known_patches()
+            everyones = self._known_patches()
             self.settings = settings
-            if settings.mode is Mode.OFF:
-                always = [p for p in patches if p.id in ALWAYS]
-                self.engine.skip([p for p in patches if p.id not in ALWAYS], f"{settings.source} is off")
-                self.engine.arm(always)
-            else:
-                self.engine.arm(patches)
+            for package, patches in everyones:
+                kept = [p for p in patches if settings.mode is not Mode.OFF or (not package and p.id in ALWAYS)]
+                self.engine.skip((p for p in patches if p not in kept), f"{settings.source} is off", package=package)
+                self.engine.arm(kept, package=package)
+            if settings.mode is not Mode.OFF:
                 self.active = True
                 os.environ[CHILD_VARIABLE] = "1"
 
-    def _known_patches(self) -> list[PatchSet]:
+    def _known_patches(self) -> list[tuple[str, list[PatchSet]]]:
+        """The patch sets of each package, after its name for messages ("" for our own)."""
         if self._plugins is None:
             self._plugins = Plugins()
-        items: list[Patch | PatchSet] = self._plugins.patches(self.environment)
-        return [as_patch_set(item) for item in items]
+        found = self._plugins.patches_by_package(self.environment)
+        return [(package, [as_patch_set(item) for item in items]) for package, items in found]
 
     def deactivate(self) -> None:
         with self._lock:

@@ -137,7 +137,7 @@ def test_report_as_json_and_as_a_line() -> None:
     data = json.loads(REPORT.to_json())
     assert data["patches"][0] == {
         "id": "a", "patch_set": "a", "decision": "applied", "detail": "", "reason": "reason", "target": "module:name",
-        "upstream": "upstream", "critical": True,
+        "upstream": "upstream", "critical": True, "package": "",
     }  # fmt: skip
     assert REPORT.banner() == "verl-mtp-plugin 0.1.0 (auto) applied: a; armed: 1"
 

@@ -62,7 +62,8 @@ def examine(*, probe: bool) -> Findings:
             notes.append(f"plugin {plugin['name']!r} from {plugin['source']} is left out: {plugin['error']}")
     for patch in report.get("patches", []):
         if patch["decision"] in BROKEN:
-            line = f"patch {patch['id']} is {patch['decision']}: {patch['detail']}"
+            whose = f" of {patch['package']}" if patch["package"] else ""
+            line = f"patch {patch['id']}{whose} is {patch['decision']}: {patch['detail']}"
             (problems if patch["critical"] else notes).append(line)
         elif patch["decision"] == Decision.LOST:
             notes.append(f"optimization {patch['id']} is lost here: {patch['detail']}")

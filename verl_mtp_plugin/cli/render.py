@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..patching.patch import Decision
@@ -40,9 +41,9 @@ def render(findings: Findings, console: Console | None = None) -> None:
     if any(patch["decision"] == Decision.ARMED for patch in findings.report.get("patches", [])):
         console.print("armed: waits for its module; `verl-mtp doctor --probe` imports the stack and decides.")
     for note in findings.notes:
-        console.print(f"[yellow]note[/] {note}", highlight=False)
+        console.print(f"[yellow]note[/] {escape(note)}", highlight=False)
     for problem in findings.problems:
-        console.print(f"[red]problem[/] {problem}", highlight=False)
+        console.print(f"[red]problem[/] {escape(problem)}", highlight=False)
     if not findings.status:
         console.print("[green]No problem found.[/]")
 
@@ -52,7 +53,8 @@ def _grouped(patches: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
     rows: dict[tuple[str, str, str], tuple[str, str, str, str]] = {}
     for patch in patches:
         decision, style = patch["decision"], _STYLES.get(patch["decision"], "red")
-        shown = f"[{style}]{decision}[/]" + (f"\n{patch['detail']}" if patch["detail"] else "")
+        detail = "" if decision == Decision.ARMED else patch["detail"]  # said once below for all that wait
+        shown = f"[{style}]{decision}[/]" + (f"\n{escape(detail)}" if detail else "")
         key = (patch["patch_set"], decision, patch["reason"])
         name = patch["id"] if key not in rows else patch["patch_set"]
         rows[key] = (name, shown, patch["reason"], patch["upstream"])

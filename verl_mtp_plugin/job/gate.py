@@ -60,7 +60,7 @@ def refuse_broken() -> None:
     strict = runtime.settings().mode is Mode.STRICT
     broken = [record for record in report.with_decision(BROKEN) if record.critical or strict]
     if broken:
-        listed = "; ".join(f"{r.id} ({r.target}) is {r.decision}: {r.detail}" for r in broken)
+        listed = "; ".join(f"{r.name} ({r.target}) is {r.decision}: {r.detail}" for r in broken)
         raise PatchRequiredError(
             found=listed,
             expected="every patch applied in strict mode" if strict else "every critical patch applied",

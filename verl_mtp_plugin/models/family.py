@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Final
+
+from ..definitions import Fields
 
 #: The two bridges between Hugging Face's weights and Megatron's that verl uses, by distribution name.
 MBRIDGE: Final = "mbridge"
@@ -36,6 +39,22 @@ class ModelFamily:
     #: Names of tensors in the sample's checkpoint, where a bridge counts MTP layers by them and not by the config.
     sample_tensors: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        fields = Fields(self, "name")
+        fields.text("name")
+        fields.texts("architectures", "num_layers_keys", "model_types", "mtp_prefixes", "copies", "sample_tensors")
+        for prefix in self.mtp_prefixes:
+            _check_prefix(fields, prefix)
+        expected = f"a mapping from {' or '.join(BRIDGES)} to a release, such as {{{MEGATRON_BRIDGE!r}: '0.7.0'}}"
+        for bridge, release in fields.mapping("since", expected).items():
+            if bridge not in BRIDGES:
+                near = get_close_matches(str(bridge), BRIDGES, 1)
+                raise fields.refuse("since", self.since, expected, f"Write {near[0]!r}." if near else "")
+            if not isinstance(release, str):
+                raise fields.refuse("since", self.since, f"{expected}, a string")
+        if self.sample is not None:
+            fields.mapping("sample", "a mapping like config.json, or None")
+
     def matches(self, hf_config: Any) -> bool:
         """Whether an HF config object is of this family, by architecture or else by model type."""
         architectures = getattr(hf_config, "architectures", None) or ()
@@ -47,6 +66,13 @@ class ModelFamily:
         """The number of MTP layers that an HF config promises, at its top or in its ``text_config``; 0 if none."""
         found = (getattr(part, key, None) for part in parts(hf_config) for key in self.num_layers_keys)
         return next((int(number) for number in found if number), 0)
+
+
+def _check_prefix(fields: Fields, prefix: str) -> None:
+    try:
+        prefix.format(layers=0)
+    except (LookupError, ValueError, AttributeError):
+        raise fields.refuse("mtp_prefixes", prefix, "a prefix with no placeholder but {layers}") from None
 
 
 def parts(hf_config: Any) -> Iterator[Any]:

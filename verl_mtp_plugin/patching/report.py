@@ -26,12 +26,26 @@ class PatchRecord:
     target: str
     upstream: str
     critical: bool
+    package: str = ""  # who brought it, if not this package itself
 
     @classmethod
-    def of(cls, patch: Patch, patch_set: str, decision: Decision, detail: str) -> PatchRecord:
+    def of(cls, patch: Patch, patch_set: str, decision: Decision, detail: str, package: str = "") -> PatchRecord:
         return cls(
-            patch.id, patch_set, decision, detail, patch.reason, str(patch.target), patch.upstream, patch.critical
+            patch.id,
+            patch_set,
+            decision,
+            detail,
+            patch.reason,
+            str(patch.target),
+            patch.upstream,
+            patch.critical,
+            package,
         )
+
+    @property
+    def name(self) -> str:
+        """The id, and who brought it."""
+        return f"{self.id} of {self.package}" if self.package else self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +89,7 @@ class PatchReport:
             "mode": self.mode,
             "options": self.options,
             "versions": self.versions,
-            "decisions": {r.id: r.decision.value for r in self.patches if r.decision is not Decision.ARMED},
+            "decisions": sorted((r.id, r.decision.value) for r in self.patches if r.decision is not Decision.ARMED),
         }
         return sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]
 
