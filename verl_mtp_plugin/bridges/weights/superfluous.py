@@ -8,12 +8,9 @@ same goes for what checkpoints of DeepSeek's kind keep a second time. So these a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 from ...models.lookup import family_of
-
-#: More than any model has MTP layers: their number may have been cleared from the config, to disable them.
-_MOST_LAYERS: Final = 16
 
 
 def superfluous(hf_config: Any, names: Iterable[str], *, with_mtp: bool) -> frozenset[str]:
@@ -26,8 +23,5 @@ def superfluous(hf_config: Any, names: Iterable[str], *, with_mtp: bool) -> froz
     family = family_of(hf_config)
     if family is None or (with_mtp and not family.copies):
         return frozenset()
-    config = getattr(hf_config, "text_config", None) or hf_config
-    trunk = int(getattr(config, "num_hidden_layers", 0))
-    prefixes = tuple(p.format(layers=trunk + i) for p in family.mtp_prefixes for i in range(_MOST_LAYERS))
     endings = family.copies if with_mtp else ("",)
-    return frozenset(name for name in names if name.startswith(prefixes) and name.endswith(endings))
+    return frozenset(name for name in family.mtp_names(hf_config).among(names) if name.endswith(endings))
