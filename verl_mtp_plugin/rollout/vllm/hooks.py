@@ -22,7 +22,7 @@ def _method(module: str, name: str) -> Any:
         if original is not MISSING:
             return build(original)
 
-        async def method(self: Any) -> Any: ...
+        async def method(self: Any, *args: Any) -> Any: ...
 
         method.__name__, method.__qualname__ = name, f"vLLMHttpServer.{name}"
         return build(method)
@@ -89,6 +89,18 @@ KV_CACHE: Final = PatchSet(
             "no release",
             wrapper="resume_generation",
             absent_ok=True,
+        ),
+        _server(
+            "mtp_drain",
+            "with free_cache_engine=False requests that were on their way run on half-written weights",
+            "plugin code",
+            creates=True,
+        ),
+        _server(
+            "mtp_hold",
+            "half-written weights are served when somebody resumes generation after a weight sync that failed",
+            "plugin code",
+            creates=True,
         ),
         _server(
             "generate",
