@@ -147,4 +147,13 @@ SERVER: Final = PatchSet(
     ),
 )
 
-PATCHES: Final[tuple[Patch | PatchSet, ...]] = (MEMORY, SERVER, *adapter.PATCHES, *scheduler.PATCHES)
+LOAD_FORMAT: Final = Patch(
+    id="rollout.sglang.load_format",
+    target=Target(SGLANG_SERVER, "SGLangHttpServer.mtp_load_format"),
+    reason="with load_format=dummy a frozen drafter is random, and nobody is told",
+    upstream="plugin code",
+    build=_method("server", "mtp_load_format", "mtp_load_format", None),
+    creates=True,
+)
+
+PATCHES: Final[tuple[Patch | PatchSet, ...]] = (MEMORY, SERVER, LOAD_FORMAT, *adapter.PATCHES, *scheduler.PATCHES)
