@@ -10,6 +10,7 @@ from ...errors import WeightSyncError
 from ...models.lookup import mtp_names_of
 from . import questions
 from .checksum import COMPARABLE, Amount, Book, Comparison, Ledger, over_ranks
+from .parameters import step_of
 from .tensor_names import unit
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Drafter:
         self._wanted: dict[str, set[str]] = {}  # last parts of a name -> dtypes of the drafter's parameters
         self._pending: list[tuple[str, str, int, Any]] = []
         self.answers = False  # whether the scheduler has the plugin
+        self.layers = 1  # MTP layers that it runs, each with weights of its own
 
     # -- before a sync ----------------------------------------------------------------------------------------------
 
@@ -66,6 +68,7 @@ class Drafter:
                 if parameter.dtype in COMPARABLE:
                     for last in parameter.made_of:
                         self._wanted.setdefault(last, set()).add(parameter.dtype)
+                self.layers = max(self.layers, step_of(parameter.name) + 1)
 
     def _refuse_partial(self, scheduler: dict[str, Any]) -> None:
         missing = [model for model in ("target", "draft") if not scheduler[model]]

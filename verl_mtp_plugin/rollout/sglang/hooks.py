@@ -174,4 +174,13 @@ IDLE: Final = tuple(
     for route in ("tensor", "distributed", "ipc", "disk")
 )
 
-PATCHES: Final[tuple[Patch | PatchSet, ...]] = (MEMORY, SERVER, *IDLE, *adapter.PATCHES, *scheduler.PATCHES)
+LOAD_FORMAT: Final = Patch(
+    id="rollout.sglang.load_format",
+    target=Target(SGLANG_SERVER, "SGLangHttpServer.mtp_load_format"),
+    reason="with load_format=dummy a frozen drafter is random, and nobody is told",
+    upstream="plugin code",
+    build=_method("server", "mtp_load_format", "mtp_load_format", None),
+    creates=True,
+)
+
+PATCHES: Final[tuple[Patch | PatchSet, ...]] = (MEMORY, SERVER, *IDLE, LOAD_FORMAT, *adapter.PATCHES, *scheduler.PATCHES)

@@ -103,3 +103,12 @@ async def mtp_status(server: Any) -> dict[str, Any]:
         "in_flight": in_flight(manager) if manager is not None else 0,
         "global_steps": getattr(server, "global_steps", None),  # not in verl's git before 0.7.1
     }
+
+
+async def mtp_load_format(server: Any) -> str | None:
+    """How this server has loaded its drafter: SGLang's ``load_format``, or the one of the draft model alone."""
+    manager = None if is_second(server) else server.tokenizer_manager
+    arguments = getattr(manager, "server_args", None)
+    own = getattr(arguments, "speculative_draft_load_format", None)  # not in every release
+    found = own or getattr(arguments, "load_format", None) or server.config.load_format
+    return None if found is None else str(getattr(found, "value", found))
