@@ -14,11 +14,12 @@ from typing import Any
 
 from ...errors import MissingWeightsError
 from .agreement import everywhere, rank, together
+from .copies import check_copies
 from .export import check_export
 from .folder import tensor_names, versions
 from .source import laid_out, source_of
 from .superfluous import changes
-from .weight_names import is_mbridge, listed, name_of
+from .weight_names import has_mtp, is_mbridge, listed, name_of
 
 
 def save_weights(original: Any, bridge: Any, models: Any, weights_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -42,8 +43,11 @@ def save_hf_weights(original: Any, bridge: Any, model: Any, path: Any, *args: An
     """Megatron-Bridge's ``AutoBridge.save_hf_weights``, of a completed source; afterwards the folder is looked at.
 
     Raises:
+        AmbiguousWeightsError: pipeline stages have different copies of the embedding.
         MissingWeightsError: MTP tensors are not in the folder.
     """
+    if has_mtp(model):
+        check_copies(model)
     pretrained, wanted = bridge.hf_pretrained, check_export(bridge, model)
     source = source_of(pretrained)
     names = () if source is None else source.get_all_keys()
