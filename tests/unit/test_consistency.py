@@ -11,8 +11,9 @@ from .conftest import ROOT
 
 
 def test_tested_versions_are_those_of_the_matrix() -> None:
-    assert {name for name, _ in stacks.LAYERS} == tested.TESTED.keys() - tested.STOOD_IN
-    for name in {name for name, _ in stacks.LAYERS}:
+    installed = {name for name, _ in stacks.LAYERS} - {"transformers", "huggingface_hub"}
+    assert installed == tested.TESTED.keys() - tested.STOOD_IN
+    for name in installed:
         assert tuple(version for layer, version in stacks.LAYERS if layer == name) == tested.TESTED[name]
 
 
