@@ -16,7 +16,7 @@ from .cells import MBRIDGE, Stack
 
 #: What Megatron-Bridge 0.3.1 and 0.4.2 read off Qwen3-Next's config, and transformers before 5 and 5.4 keep there.
 #: Put back where the installed one keeps it elsewhere; :mod:`.test_asked_transformers` does without.
-READ_OFF_QWEN3_NEXT: Final = {
+READ_OFF_QWEN3_NEXT: Final[dict[str, dict[str, Any]]] = {
     "0.3.1": {"rope_theta": 10000.0, "full_attention_interval": 4},
     "0.4.2": {"full_attention_interval": 4},
 }
