@@ -17,7 +17,8 @@ MBRIDGE_CORE: Final = "0.16.1"
 #: Each Megatron-Bridge with the megatron-core that it imports with.
 BRIDGE_CORES: Final = {"0.3.1": "0.16.1", "0.4.2": "0.17.1", "0.5.1": "0.18.2", "0.6.2": "0.19.2"}
 MEGATRON_BRIDGE: Final = tuple(BRIDGE_CORES)
-#: The SGLang that each verl pins (0.9.0 as 0.8.0; 0.9.1 pins 0.5.12, of which 0.5.12.post1 is the repaired build).
+#: The SGLang that each verl pins: 0.9.0 as 0.8.0; 0.9.1 pins 0.5.12, and 0.5.12.post1 differs from it in files of
+#: DeepSeek-V4 and of data-parallel attention, and by a warm-up of models in the model runner.
 SGLANG_PINS: Final = {"0.7.1": "0.5.6", "0.8.0": "0.5.8", "0.9.1": "0.5.12.post1"}
 #: With verl's and SGLang's own server code, on the CPU.
 SGLANG: Final = (*SGLANG_PINS.values(), "0.5.21")  # the first with weight-update sessions

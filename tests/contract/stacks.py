@@ -33,6 +33,11 @@ WITH_MEGATRON_BRIDGE = tuple(
     (verl, BRIDGE_CORES[bridge], bridge)
     for verl, bridge in (("0.7.1", "0.4.2"), ("0.8.0", "0.5.1"), (VERL[-1], MEGATRON_BRIDGE[-1]))
 )
+#: The transformers that these Megatron-Bridges ask for, which verl's newest releases do not take.
+ASKED_TRANSFORMERS = {
+    "0.3.1": (("transformers", "4.57.6"), ("huggingface_hub", "0.36.2")),
+    "0.4.2": (("transformers", "5.3.0"),),
+}
 #: Everything that is installed as a layer.
 LAYERS = (
     *(("verl", version) for version in VERL),
@@ -40,6 +45,7 @@ LAYERS = (
     *(("mbridge", version) for version in MBRIDGE),
     *(("megatron-bridge", version) for version in MEGATRON_BRIDGE),
     *(("sglang", version) for version in SGLANG),
+    *(release for releases in ASKED_TRANSFORMERS.values() for release in releases),
 )
 
 #: A directory with one layer per release, ``verl-0.9.1/``, ``megatron-core-0.16.1/`` and so on, each made by
