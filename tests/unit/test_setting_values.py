@@ -90,13 +90,13 @@ def test_numbers(name: str) -> None:
     for text, (value, given) in NUMBERS.items():
         right = expected(name, value)
         assert outcome(name, text, config=False) == right, text
-        for each in given:
-            found = outcome(name, each, config=True)
-            assert (found, type(found)) == (right, type(right)), each
+        for number in given:
+            found = outcome(name, number, config=True)
+            assert (found, type(found)) == (right, type(right)), number
     for text, others in NO_NUMBERS.items():
         assert outcome(name, text, config=False) == "refused", text
-        for each in others:
-            assert outcome(name, each, config=True) == "refused", type(each)
+        for other in others:
+            assert outcome(name, other, config=True) == "refused", type(other)
 
 
 @pytest.mark.parametrize("name", WORDS)
@@ -106,8 +106,9 @@ def test_words(name: str) -> None:
             assert outcome(name, text, config=False) == outcome(name, text, config=True) == word
     for value in ("kl", "true", "1", f"{WORDS[name][0]}s"):
         assert outcome(name, value, config=False) == outcome(name, value, config=True) == "refused"
-    for value in (True, 1, 1.0, [WORDS[name][0]], {WORDS[name][0]: 1}):
-        assert outcome(name, value, config=True) == "refused"
+    others: tuple[Any, ...] = (True, 1, 1.0, [WORDS[name][0]], {WORDS[name][0]: 1})
+    for other in others:
+        assert outcome(name, other, config=True) == "refused"
 
 
 BOOLEANS = [*((text, True) for text in TRUE), *((text, False) for text in FALSE)]
@@ -129,9 +130,10 @@ def test_booleans(text: str, value: bool) -> None:
 @pytest.mark.parametrize("text", ["y", "t", "2", "01", "oui", "1.0", "none", "tru\u0435"])
 def test_what_is_no_boolean(text: str) -> None:
     assert outcome("check_drafter", text, config=False) == outcome("check_drafter", text, config=True) == "refused"
-    for read in (lambda: Settings.from_environment({"VERL_MTP_PLUGIN": text}), lambda: Settings().with_config(text)):
-        with pytest.raises(SettingsError, match="one of auto, strict, off"):
-            read()
+    with pytest.raises(SettingsError, match="one of auto, strict, off"):
+        Settings.from_environment({"VERL_MTP_PLUGIN": text})
+    with pytest.raises(SettingsError, match="one of auto, strict, off"):
+        Settings().with_config(text)
 
 
 @pytest.mark.parametrize("name", PARSERS)
