@@ -27,9 +27,10 @@ def render(findings: Findings, console: Console | None = None) -> None:
     console = console or Console()
     versions = Table(title="Installed", title_justify="left")
     for heading in ("distribution", "version", ""):
-        versions.add_column(heading)
+        versions.add_column(heading, overflow="fold")
     for item in findings.installed:
-        versions.add_row(item.name, item.version or "-", item.label)
+        where = f"in {findings.checkouts[item.name]}" if item.name in findings.checkouts else ""
+        versions.add_row(item.name, item.version or "-", ", ".join(filter(None, (item.label, where))))
     console.print(versions)
     patches = Table(title=f"Patches (mode {findings.report.get('mode', '?')}; {MODE_VARIABLE} changes it)")
     patches.title_justify = "left"

@@ -71,11 +71,9 @@ def decide(environment: Environment, module: ModuleType) -> Verdict:
 
 def _settings(manager: Any) -> Settings:
     """This process's settings, with the job's config: a manager may live where nobody has built verl's MtpConfig."""
-    settings = runtime.settings()
     model = getattr(manager.replicas[0], "model_config", None) if manager.replicas else None
     mtp = getattr(model, "mtp", None)
-    value = mtp.get("plugin", None) if mtp is not None else None
-    return settings if value is None else settings.with_config(value)
+    return runtime.settings() if mtp is None or mtp.get("plugin", None) is None else runtime.settings_of(mtp)
 
 
 def _is_upstreams(manager: Any) -> bool:

@@ -183,4 +183,11 @@ LOAD_FORMAT: Final = Patch(
     creates=True,
 )
 
-PATCHES: Final[tuple[Patch | PatchSet, ...]] = (MEMORY, SERVER, *IDLE, LOAD_FORMAT, *adapter.PATCHES, *scheduler.PATCHES)
+PATCHES: Final[tuple[Patch | PatchSet, ...]] = (
+    MEMORY,
+    SERVER,
+    *IDLE,
+    LOAD_FORMAT,
+    *adapter.PATCHES,
+    *scheduler.PATCHES,
+)
