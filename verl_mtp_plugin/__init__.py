@@ -11,6 +11,9 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from .patching.report import PatchReport
     from .settings import Settings
 
@@ -18,14 +21,15 @@ __all__ = ["__version__", "activate", "deactivate", "report", "require"]
 __version__ = "0.1.0"
 
 
-def activate(settings: Settings | None = None) -> PatchReport:
+def activate(settings: Settings | Mapping[str, Any] | str | None = None) -> PatchReport:
     """Arm all patches in this process and return the report. A second call changes nothing.
 
     Args:
-        settings: what to do; from the environment (``VERL_MTP_PLUGIN``) when None.
+        settings: what to do, as ``Settings``, as a mode (``"strict"``) or as options (``{"loss": "total_variation"}``)
+            on top of the environment; from the environment (``VERL_MTP_PLUGIN``) alone when None. ``off`` there wins.
 
     Raises:
-        SettingsError: the environment holds an unknown mode.
+        SettingsError: ``settings`` or the environment hold an unknown mode, option or value.
     """
     from . import runtime
 

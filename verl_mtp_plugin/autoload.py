@@ -7,6 +7,7 @@ verl swallows what a plugin raises, and the job would train MTP on a stack that 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,8 @@ from .startup import AfterImport
 logger = logging.getLogger("verl_mtp_plugin")
 
 CONFIG_MODULE = "verl.workers.config.model"
+#: What turns the plugin off, as the settings have it.
+OFF = ("off", "false", "no", "0")
 
 #: Why the plugin could not be loaded in this process; None when it could.
 failure: str | None = None
@@ -25,11 +28,16 @@ def load() -> None:
     """Activate the plugin; on failure warn once, and refuse MTP in this process."""
     global failure
     try:
-        from .runtime import arm
+        from .runtime import arm_or_hold
 
-        arm()
+        arm_or_hold()
         failure = None
-    except Exception as error:
+    except KeyboardInterrupt:  # the user's
+        raise
+    except BaseException as error:  # an exit too: verl must be imported
+        if _turned_off(os.environ.get("VERL_MTP_PLUGIN")):
+            logger.info("verl-mtp-plugin is off, and could not be loaded (%s: %s)", type(error).__name__, error)
+            return
         if failure is None:
             failure = f"{type(error).__name__}: {error}"
             logger.warning(
@@ -38,6 +46,13 @@ def load() -> None:
                 failure,
             )
             _refuse_mtp()
+
+
+def _turned_off(value: Any) -> bool:
+    """Whether a mode is off. The settings that know better may be what failed."""
+    if hasattr(value, "items"):
+        value = dict(value.items()).get("mode")
+    return str(value).strip().lower() in OFF
 
 
 def _refuse_mtp() -> None:
@@ -56,8 +71,9 @@ def _guard(module: ModuleType) -> None:
     original = config.__init__
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        mode = kwargs.pop("plugin", None)  # a key that verl does not know without us
         original(self, *args, **kwargs)
-        if failure is not None and getattr(self, "enable", False):
+        if failure is not None and getattr(self, "enable", False) and not _turned_off(mode):
             raise RuntimeError(
                 f"verl-mtp-plugin: found mtp.enable=True, but the plugin could not be loaded ({failure}); expected a "
                 "loaded plugin. Reinstall it, or set VERL_MTP_PLUGIN=off on all nodes to run verl as released."

@@ -1,4 +1,4 @@
-"""What is installed, read from metadata: nothing is imported to answer."""
+"""What is installed, read from metadata or a checkout's files: nothing is imported to answer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from typing import Final
+
+from .imported import checkout, version_in
 
 #: The distributions whose versions decide whether MTP works, in the order a user would name them.
 DISTRIBUTIONS: Final = (
@@ -25,7 +27,13 @@ DISTRIBUTIONS: Final = (
 
 @cache
 def installed_version(distribution: str) -> str | None:
-    """The version of ``distribution``, or None when it is not installed."""
+    """The version of ``distribution``, or None when it is not there; of a checkout, if that is what is imported."""
+    folder = checkout(distribution)
+    return (version_in(folder) if folder else None) or metadata_version(distribution)
+
+
+def metadata_version(distribution: str) -> str | None:
+    """The version of the distribution that was installed, or None."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from reprlib import Repr
+from typing import Any, Final
 
 
 class MtpPluginError(RuntimeError):
@@ -25,12 +26,20 @@ class SettingsError(MtpPluginError, ValueError):
     """A switch has a value that is not one of its choices."""
 
 
+class DefinitionError(MtpPluginError, TypeError, ValueError):
+    """A patch, model or hook of some package is not what it must be."""
+
+
 class UnsupportedError(MtpPluginError, NotImplementedError):
     """The installed versions cannot do what was asked for."""
 
 
 class MissingWeightsError(MtpPluginError):
     """A checkpoint, or what is exported, lacks weights of MTP layers that the model has."""
+
+
+class AmbiguousWeightsError(MtpPluginError):
+    """What is exported has a tensor twice, or copies of one that should be alike differ."""
 
 
 class PatchRequiredError(MtpPluginError):
@@ -60,3 +69,30 @@ class WeightSyncError(MtpPluginError):
         self.replicas = replicas
         self.step = step
         super().__init__(found=found, expected=expected, advice=advice)
+
+
+#: Characters of a foreign value that a message holds at most.
+_SHOWN: Final = 200
+_repr: Final = Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = _SHOWN
+_repr.maxlist = _repr.maxtuple = _repr.maxdict = _repr.maxset = 12
+
+
+def shown(value: Any) -> str:
+    """``repr(value)`` for a message: never long, and never raising, whatever a package hands over."""
+    try:
+        return _repr.repr(value)
+    except Exception as error:
+        return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+
+
+def said(error: BaseException) -> str:
+    """What an error of a package says, with its type: one line, never long, and never raising."""
+    if isinstance(error, MtpPluginError):
+        return f"found {error.found}; expected {error.expected}. {error.advice}"
+    try:
+        text = " ".join(str(error)[: 5 * _SHOWN].split())
+    except Exception:
+        text = "(its message cannot be read)"
+    text = text if len(text) <= 3 * _SHOWN else f"{text[: 3 * _SHOWN]}..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

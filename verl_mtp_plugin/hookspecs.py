@@ -53,6 +53,14 @@ That describes a family; it makes no bridge support it. For a model that a bridg
 with the bridge (``mbridge.core.register_model``, ``MegatronModelBridge.register_bridge``) in a module that is imported
 in every worker, through ``model.external_lib``, say; for one that it converts wrongly, bring a patch. A family of
 another package that has the same architecture as a built-in one takes its place.
+
+A package at fault is named, with its entry point and what is wrong, in ``report().plugins``, by ``verl-mtp doctor`` and
+in one warning; it is left out, and nobody else notices. That is: one that cannot be imported or exits; a hook that
+raises, exits, returns None or something else than a list of what is asked for, is misspelt, or lacks ``@hookimpl``; a
+field of a wrong type; an entry point called like one of ours, or like another package's. Ids and targets of patches are
+unique: a later patch that takes one is a CONFLICT, and a probe that returns no Verdict, or a builder that returns
+nothing that can be called, is FAILED: that patch set alone is left out. In strict mode a job with MTP stops for any of
+them.
 """
 
 from __future__ import annotations

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, Final
 
-from .errors import SettingsError
-from .setting_values import AUTO, JOINT, LOSSES, MISSING_WEIGHTS, PARSERS, REQUESTS
+from .errors import SettingsError, shown
+from .setting_values import AUTO, JOINT, LOSSES, MISSING_WEIGHTS, PARSERS, REQUESTS, boolean, is_null
+from .variables import MODE_VARIABLE, OPTION_VARIABLES, VARIABLES, misspelt
 
 __all__ = ["AUTO", "JOINT", "LOSSES", "MISSING_WEIGHTS", "MODE_KEY", "MODE_VARIABLE", "OPTION_VARIABLES"]
 __all__ += ["REQUESTS", "VARIABLES", "Mode", "Settings"]
 
-#: Environment variable with the mode; forwarded to every Ray worker.
-MODE_VARIABLE: Final = "VERL_MTP_PLUGIN"
 #: The same switch in verl's config, for ``+actor_rollout_ref.model.mtp.plugin=...``.
 MODE_KEY: Final = "actor_rollout_ref.model.mtp.plugin"
 
@@ -36,17 +35,20 @@ class Mode(str, Enum):
         return self.value
 
     @classmethod
-    def parse(cls, text: str, *, source: str) -> Mode:
-        """The mode named by ``text``.
+    def parse(cls, value: Any, *, source: str) -> Mode:
+        """The mode that ``value`` names; a boolean is auto or off.
 
         Raises:
-            SettingsError: ``text`` is not one of auto, strict, off.
+            SettingsError: ``value`` is not one of auto, strict, off.
         """
+        switch = boolean(value)
+        if switch is not None:
+            return cls.AUTO if switch else cls.OFF
         try:
-            return cls(text.strip().lower())
-        except ValueError:
+            return cls(value.strip().lower())
+        except (ValueError, AttributeError):
             raise SettingsError(
-                found=f"{source}={text!r}",
+                found=f"{source}={shown(value)}",
                 expected=f"one of {', '.join(mode.value for mode in cls)}",
                 advice=f"Correct {source} or leave it out (the default is auto).",
             ) from None
@@ -54,7 +56,11 @@ class Mode(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What one activation was asked for."""
+    """What one activation was asked for.
+
+    Raises:
+        SettingsError: a field has a value that it must not have.
+    """
 
     mode: Mode = Mode.AUTO
     source: str = "default"  # where the mode comes from
@@ -73,44 +79,74 @@ class Settings:
     sync_retries: int = 1  # further attempts after a transfer that failed
     check_drafter: bool | str = AUTO  # compare checksums of the drafter's weights after a sync; "auto": in strict mode
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mode", Mode.parse(self.mode, source="Settings.mode"))
+        for name in PARSERS:
+            object.__setattr__(self, name, _parsed(name, getattr(self, name), f"Settings.{name}"))
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Settings from :data:`MODE_VARIABLE` and the variables of the options.
+        """Settings from :data:`MODE_VARIABLE` and the variables of the options. ``off`` wins over all else there.
 
         Raises:
-            SettingsError: a variable holds no known value.
+            SettingsError: a variable holds no known value, or its name is misspelt.
         """
         environ = os.environ if environ is None else environ
         settings = cls()
         text = environ.get(MODE_VARIABLE, "")
         if text.strip():
             settings = cls(Mode.parse(text, source=MODE_VARIABLE), MODE_VARIABLE)
+        if settings.mode is Mode.OFF:
+            return settings
+        for name, nearest in misspelt(environ).items():
+            raise SettingsError(
+                found=f"the environment variable {name}",
+                expected=f"one of {', '.join(VARIABLES)}",
+                advice=f"Unset it, or call it {nearest}.",
+            )
         values = {name: (environ.get(variable, ""), variable) for name, variable in OPTION_VARIABLES.items()}
         return settings.with_options({name: value for name, value in values.items() if value[0].strip()})
 
-    def with_config(self, value: Any) -> Settings:
+    def with_config(self, value: Any, source: str = MODE_KEY) -> Settings:
         """These settings with what verl's config holds under :data:`MODE_KEY`: a mode, or a mapping with options.
+
+        Where the mode is ``off``, nobody uses the options, and nothing is wrong with them.
+
+        Args:
+            source: what the value is called in messages.
 
         Raises:
             SettingsError: an unknown mode, option or value.
         """
+        if is_null(value):
+            return self
         if not hasattr(value, "items"):
-            return replace(self, mode=_mode(value, MODE_KEY), source=MODE_KEY)
-        options = dict(value.items())
-        mode = options.pop("mode", None)
-        unknown = sorted(set(options) - set(OPTION_VARIABLES))
+            return replace(self, mode=Mode.parse(value, source=source), source=source)
+        keys = list(value.keys())
+        settings = self
+        if "mode" in keys and not is_null(value["mode"]):
+            settings = replace(self, mode=Mode.parse(value["mode"], source=f"{source}.mode"), source=source)
+        if settings.mode is Mode.OFF:
+            return settings
+        unknown = [key for key in keys if key != "mode" and key not in OPTION_VARIABLES]
         if unknown:
             raise SettingsError(
-                found=f"{MODE_KEY}.{unknown[0]}",
+                found=f"{source}.{unknown[0]}",
                 expected=f"one of mode, {', '.join(OPTION_VARIABLES)}",
-                advice="Correct the key or leave it out.",
+                advice=f"Correct the key or leave it out{_nearest(unknown[0])}.",
             )
-        settings = self.with_options({name: (value, f"{MODE_KEY}.{name}") for name, value in options.items()})
-        return settings if mode is None else replace(settings, mode=_mode(mode, f"{MODE_KEY}.mode"), source=MODE_KEY)
+        return settings.with_options({key: (value[key], f"{source}.{key}") for key in keys if key != "mode"})
+
+    @staticmethod
+    def says_off(value: Any) -> bool:
+        """Whether what a config holds (a mode, or a mapping) turns the plugin off, whatever else it holds."""
+        if hasattr(value, "items"):
+            value = value["mode"] if "mode" in list(value.keys()) else None
+        return boolean(value) is False
 
     def with_options(self, options: Mapping[str, tuple[Any, str]]) -> Settings:
         """These settings with option values, each given with where it comes from."""
-        parsed: dict[str, Any] = {name: PARSERS[name](value, source) for name, (value, source) in options.items()}
+        parsed: dict[str, Any] = {name: _parsed(name, value, source) for name, (value, source) in options.items()}
         return replace(self, **parsed)
 
     @property
@@ -122,17 +158,22 @@ class Settings:
     def options(self) -> dict[str, str]:
         """The options that differ from their default, as text."""
         chosen = {name: getattr(self, name) for name in OPTION_VARIABLES}
-        return {name: str(value) for name, value in chosen.items() if value != getattr(_DEFAULT, name)}
+        return {name: str(value) for name, value in chosen.items() if value != _DEFAULTS[name]}
+
+    def __str__(self) -> str:
+        """The mode and the options that differ from their default, for messages."""
+        return ", ".join((str(self.mode), *(f"{name}={value}" for name, value in self.options.items())))
 
 
-def _mode(value: Any, source: str) -> Mode:
-    if isinstance(value, bool):  # YAML 1.1 reads a bare off as False
-        return Mode.AUTO if value else Mode.OFF
-    return Mode.parse(str(value), source=source)
+def _nearest(key: Any) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(str(key), OPTION_VARIABLES, 1)
+    return f" (the nearest is {near[0]})" if near else ""
 
 
-#: Environment variable of each option.
-OPTION_VARIABLES: Final = {name: f"{MODE_VARIABLE}_{name.upper()}" for name in PARSERS}
-#: All variables that Ray workers on other nodes must see too.
-VARIABLES: Final = (MODE_VARIABLE, *OPTION_VARIABLES.values())
-_DEFAULT: Final = Settings()
+def _parsed(name: str, value: Any, source: str) -> Any:
+    return _DEFAULTS[name] if is_null(value) else PARSERS[name](value, source)
+
+
+_DEFAULTS: Final[dict[str, Any]] = {field.name: field.default for field in fields(Settings)}

@@ -17,7 +17,7 @@ from .cluster import failure, finish, generate, ids, make_manager, start, within
 __all__ = ["finish", "start"]
 Outcome = dict[str, Any]
 #: ``mtp`` of a job that wants its requests to survive.
-RETRACT = {"plugin": {"sync_requests": "retract"}}
+RETRACT = {"enable": True, "plugin": {"sync_requests": "retract"}}
 #: For what must come; and how long a server is busy that becomes idle while it is drained.
 SERVED_S, BUSY_S = 60.0, 0.5
 

@@ -8,15 +8,25 @@ from tests.contract.stacks import VERL
 
 from .conftest import RunStack, results
 
+#: What makes a job one with MTP.
+MTP = "actor_rollout_ref.model.mtp.enable=True"
 #: What verl's hybrid MTP script says of the reward, in the words of its release; ``log`` is not among it.
 REWARD = [
+    MTP,
     "+reward.reward_kwargs.overlong_buffer_cfg.enable=True",
     "+reward.reward_kwargs.overlong_buffer_cfg.len=4",
     "+reward.reward_kwargs.overlong_buffer_cfg.penalty_factor=0.5",
     "+reward.reward_kwargs.max_resp_len=8",
 ]
 #: And of offloading.
-OFFLOAD = [f"actor_rollout_ref.actor.megatron.{name}_offload=True" for name in ("param", "grad", "optimizer")]
+OFFLOAD = [MTP, *(f"actor_rollout_ref.actor.megatron.{name}_offload=True" for name in ("param", "grad", "optimizer"))]
+#: What makes it a job that the plugin has no part in.
+WITHOUT: tuple[list[str], ...] = (
+    [],
+    ["actor_rollout_ref.model.mtp.enable=False"],
+    [MTP, "+actor_rollout_ref.model.mtp.plugin=off"],
+    [MTP, "+actor_rollout_ref.model.mtp.plugin.mode=off", "+actor_rollout_ref.model.mtp.plugin.loss=kl"],
+)
 #: The releases that have the option, and those that refuse it.
 HAVE, LACK = VERL[:3], VERL[3:]
 #: A response of 6 tokens of 8, the last 4 of which are the buffer: 2 too long, of 4, at half a point.
@@ -82,6 +92,38 @@ def test_without_the_plugin_the_reward_fails(run_stack: RunStack, verl: str) -> 
     done = run_stack(code, verl=verl, check=False, VERL_MTP_PLUGIN="off")
     assert done.returncode != 0
     assert "Key 'log' is not in struct" in done.stderr
+
+
+OTHER_JOBS = """
+    import os, sys, verl
+    from hydra import compose, initialize_config_dir
+    from verl.experimental.reward_loop.reward_manager.dapo import DAPORewardManager
+    folder = os.path.join(os.path.dirname(verl.__file__), "trainer", "config")
+
+    def composed(*overrides):
+        with initialize_config_dir(folder, version_base=None):
+            return compose("ppo_megatron_trainer", overrides=["actor_rollout_ref.rollout.name=sglang", *overrides])
+
+    for others in {without!r}:
+        try:
+            print("=>", composed(*{offload!r}, *others))
+        except Exception as error:
+            print("=>", str(error).splitlines()[0])
+        config = composed(*{reward!r}, *others)
+        manager = DAPORewardManager(config=config, tokenizer=None, compute_score=None)
+        print("=>", "log" in manager.overlong_buffer_cfg)
+    config = composed(*{offload!r}, *{reward!r}, "actor_rollout_ref.model.mtp={{enable:true}}")
+    manager = DAPORewardManager(config=config, tokenizer=None, compute_score=None)
+    print("=>", config.actor_rollout_ref.actor.megatron.get("grad_offload"), manager.overlong_buffer_cfg.log)
+"""
+
+
+def test_other_jobs_are_left_alone(run_stack: RunStack) -> None:
+    """MTP off, or the plugin: what is not set stays so, what is unknown is refused. The last one has both on."""
+    code = OTHER_JOBS.format(without=WITHOUT, offload=OFFLOAD[1:], reward=REWARD[1:])
+    found = results(run_stack(code, verl=LACK[-1]))
+    refused = "Could not override 'actor_rollout_ref.actor.megatron.grad_offload'."
+    assert found == [refused, "False"] * len(WITHOUT) + ["None False"]
 
 
 @pytest.mark.parametrize("verl", LACK)

@@ -401,3 +401,86 @@ def test_replacements_keep_name_and_signature(module: str) -> None:
     engine.arm([patch(module, "Thing.method")])
     assert imported.Thing.method.__qualname__ == "Thing.method"
     assert inspect.signature(imported.Thing.method) == before
+
+
+def test_one_id_twice_is_a_conflict(module: str) -> None:
+    imported = importlib.import_module(module)
+    engine = PatchEngine()
+    engine.arm([patch(module, "function", id="same")])
+    engine.arm([patch(module, "Thing.method", id="same")])
+    engine.arm([PatchSet("set", (patch(module, "Thing.static", id="same"), patch(module, "Thing.limit", 4)))])
+    assert [record.decision for record in engine.records()] == [Decision.APPLIED, *[Decision.CONFLICT] * 3]
+    assert "'same' is taken by another patch" in engine.records()[1].detail
+    assert imported.Thing().method() == "method"
+    engine.require("same")  # the first one
+    with pytest.raises(PatchRequiredError, match="conflict"):
+        engine.require("set")
+
+
+def test_a_conflict_stays_one_when_all_is_armed_again(module: str) -> None:
+    """Hooks are asked at each activation, and make their patches anew; the first stays the owner."""
+
+    def made() -> list[Patch]:
+        return [patch(module, "function", id="first"), patch(module, "function", id="second")]
+
+    imported = importlib.import_module(module)
+    engine = PatchEngine()
+    for _ in range(2):
+        for _ in range(2):
+            engine.arm(made())
+        assert decisions(engine) == {"first": Decision.APPLIED, "second": Decision.CONFLICT}
+        engine.revert_all()
+        assert imported.function() == "function"
+
+
+def test_what_a_set_left_out_would_have_patched_is_free(module: str) -> None:
+    engine = PatchEngine()
+    second = PatchSet("second", (patch(module, "function", id="a"), patch(module, "Thing.method", id="b")))
+    engine.arm([patch(module, "function", id="first"), second, patch(module, "Thing.method", id="third")])
+    importlib.import_module(module)
+    assert decisions(engine)["third"] is Decision.APPLIED
+
+
+def test_an_interrupted_probe_is_asked_again(module: str) -> None:
+    answers: list[Any] = [KeyboardInterrupt(), applicable()]
+
+    def decide(environment: Any, imported: ModuleType) -> Verdict:
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    engine = PatchEngine()
+    engine.arm([PatchSet("pair", (patch(module, "Thing.method"), patch(module, "function", decide=decide)))])
+    with pytest.raises(KeyboardInterrupt):
+        importlib.import_module(module)
+    imported = importlib.import_module(module)
+    assert set(decisions(engine).values()) == {Decision.APPLIED}
+    assert (imported.function(), imported.Thing().method()) == (("patched", "function"), ("patched", "method"))
+
+
+def test_require_names_the_nearest(module: str) -> None:
+    engine = PatchEngine()
+    ids = [f"training.part{number}" for number in range(40)]
+    targets = [patch(module, f"name{number}", id=id) for number, id in enumerate(ids)]
+    engine.arm([*targets, PatchSet("training.postprocess", (patch(module, "function", id="training.model"),))])
+    with pytest.raises(PatchRequiredError) as caught:
+        engine.require("training.postproces")
+    assert caught.value.expected.startswith("one of training.postprocess")
+    assert len(str(caught.value)) < 400
+    with pytest.raises(PatchRequiredError, match="the id of one of the 42 patches and sets"):
+        engine.require("?" * 10_000)
+
+
+def test_require_says_what_to_import(module: str, write: Callable[[str, str], Path]) -> None:
+    other = module + "_other"
+    write(f"{other}.py", "def function(): return 'other'")
+    importlib.import_module(module)
+    engine = PatchEngine()
+    engine.arm([PatchSet("two", (patch(module, "function", id="a"), patch(other, "function", id="b")))])
+    with pytest.raises(PatchRequiredError) as caught:
+        engine.require("a")
+    assert f"patch a armed (waits for {other})" in str(caught.value)
+    assert caught.value.advice.startswith(f"Import {other} first")
+    importlib.import_module(other)
+    engine.require("two")

@@ -29,8 +29,8 @@ def test_default_mode_is_auto() -> None:
 
 
 def test_unknown_mode() -> None:
-    with pytest.raises(SettingsError, match=r"VERL_MTP_PLUGIN='on'; expected one of auto, strict, off"):
-        Settings.from_environment({"VERL_MTP_PLUGIN": "on"})
+    with pytest.raises(SettingsError, match=r"VERL_MTP_PLUGIN='full'; expected one of auto, strict, off"):
+        Settings.from_environment({"VERL_MTP_PLUGIN": "full"})
 
 
 def test_options_from_the_environment() -> None:
@@ -106,7 +106,7 @@ def test_the_drafter_is_checked_in_strict_mode_or_as_asked(mode: Mode, check: st
         ({"clip_grad": -1}, "plugin.clip_grad=-1; expected a positive number, auto, or joint"),
         ({"clip_grad": "nan"}, "plugin.clip_grad='nan'; expected a positive number"),
         ({"missing_weights": True}, "plugin.missing_weights=True; expected one of error, random"),
-        ({"mode": "on"}, "plugin.mode='on'; expected one of auto, strict, off"),
+        ({"mode": "full"}, "plugin.mode='full'; expected one of auto, strict, off"),
         (
             {"chunk": 1},
             "plugin.chunk; expected one of mode, loss, loss_chunk_tokens, clip_grad, missing_weights, sync_",
@@ -116,7 +116,8 @@ def test_the_drafter_is_checked_in_strict_mode_or_as_asked(mode: Mode, check: st
         ({"sync_transfer_timeout_s": "inf"}, "plugin.sync_transfer_timeout_s='inf'; expected a positive number"),
         ({"sync_retries": -1}, "plugin.sync_retries=-1; expected a number of further attempts, at least 0"),
         ({"sync_retries": 1.5}, "plugin.sync_retries=1.5; expected a number of further attempts"),
-        ({"check_drafter": "yes"}, "plugin.check_drafter='yes'; expected one of auto, true, false"),
+        ({"check_drafter": "maybe"}, "plugin.check_drafter='maybe'; expected one of auto, true, false"),
+        ({"los": "kl"}, "Correct the key or leave it out (the nearest is loss)."),
     ],
 )
 def test_what_the_config_must_not_hold(value: Any, message: str) -> None:
@@ -137,7 +138,7 @@ def test_report_as_json_and_as_a_line() -> None:
     data = json.loads(REPORT.to_json())
     assert data["patches"][0] == {
         "id": "a", "patch_set": "a", "decision": "applied", "detail": "", "reason": "reason", "target": "module:name",
-        "upstream": "upstream", "critical": True,
+        "upstream": "upstream", "critical": True, "package": "",
     }  # fmt: skip
     assert REPORT.banner() == "verl-mtp-plugin 0.1.0 (auto) applied: a; armed: 1"
 

@@ -6,20 +6,25 @@ With it a child process imports verl and every patched module, and reports what 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import startup
-from ..environment import Environment
-from ..patching.patch import BROKEN
+from ..environment import Environment, metadata_version
+from ..imported import checkout
+from ..patching.patch import BROKEN, Decision
 from ..tested import STOOD_IN, TESTED
 
 #: The child prints its JSON after this line, since the imported packages print as they please.
 MARKER = "verl-mtp-plugin report:"
+#: And this before each module that it imports.
+IMPORTING = "verl-mtp-plugin imports:"
 PROBE_TIMEOUT_S = 600
 
 
@@ -40,6 +45,7 @@ class Findings:
     report: dict[str, Any]  # PatchReport as JSON gives it
     problems: list[str]  # MTP would not work
     notes: list[str]  # worth knowing
+    checkouts: dict[str, str]  # distribution -> folder, where that is imported and was not installed there
 
     @property
     def status(self) -> int:
@@ -52,19 +58,50 @@ class Findings:
 
 
 def examine(*, probe: bool) -> Findings:
-    """Look at this environment."""
-    installed = [_installed(name, version) for name, version in Environment().versions.items()]
-    problems: list[str] = []
-    notes = _version_notes(installed) + _loading_notes()
-    report = _probed_report(notes, problems) if probe else _armed_report(problems)
+    """Look at this environment, as a job that is started in this directory with ``python -m`` finds it."""
+    with _working_directory_first():
+        installed = [_installed(name, version) for name, version in Environment().versions.items()]
+        checkouts = {item.name: str(folder) for item in installed if (folder := checkout(item.name))}
+        problems: list[str] = []
+        notes = _version_notes(installed) + _checkout_notes(installed, checkouts) + _loading_notes()
+        report = _probed_report(notes, problems) if probe else _armed_report(problems)
     for plugin in report.get("plugins", []):
         if plugin["error"]:
             notes.append(f"plugin {plugin['name']!r} from {plugin['source']} is left out: {plugin['error']}")
     for patch in report.get("patches", []):
         if patch["decision"] in BROKEN:
-            line = f"patch {patch['id']} is {patch['decision']}: {patch['detail']}"
+            whose = f" of {patch['package']}" if patch["package"] else ""
+            line = f"patch {patch['id']}{whose} is {patch['decision']}: {patch['detail']}"
             (problems if patch["critical"] else notes).append(line)
-    return Findings(installed, report, problems, notes)
+        elif patch["decision"] == Decision.LOST:
+            notes.append(f"optimization {patch['id']} is lost here: {patch['detail']}")
+    return Findings(installed, report, problems, notes, checkouts)
+
+
+@contextlib.contextmanager
+def _working_directory_first() -> Iterator[None]:
+    """``verl-mtp`` is a script, whose path begins with its own directory; that of ``python -m`` with this one."""
+    here = os.getcwd()
+    if getattr(sys.flags, "safe_path", False) or here in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _checkout_notes(installed: list[Installed], checkouts: dict[str, str]) -> list[str]:
+    """Where a checkout is imported in place of another version that is installed."""
+    notes = []
+    for item in installed:
+        other = metadata_version(item.name)
+        if item.name in checkouts and other is not None and other != item.version:
+            notes.append(
+                f"{item.name} {item.version} is imported from {checkouts[item.name]}, and not the installed {other}"
+            )
+    return notes
 
 
 def _installed(name: str, version: str | None) -> Installed:
@@ -102,15 +139,17 @@ def _loading_notes() -> list[str]:
 
 
 def _armed_report(problems: list[str]) -> dict[str, Any]:
-    from .. import activate, deactivate
+    from .. import activate, deactivate, report, runtime
 
     try:
-        report: dict[str, Any] = json.loads(activate().to_json())
+        activate()
+        runtime.models()  # a package may be at fault in that hook, too
+        found: dict[str, Any] = json.loads(report().to_json())
     except Exception as error:  # the doctor reports what every process of a job would run into
         problems.append(f"the plugin cannot be loaded: {error}")
         return {}
     deactivate()
-    return report
+    return found
 
 
 def _probed_report(notes: list[str], problems: list[str]) -> dict[str, Any]:
@@ -119,15 +158,38 @@ def _probed_report(notes: list[str], problems: list[str]) -> dict[str, Any]:
         child = subprocess.run(
             command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, env=dict(os.environ), check=False
         )
-    except subprocess.TimeoutExpired:
-        problems.append(f"importing the stack took more than {PROBE_TIMEOUT_S} s")
+    except subprocess.TimeoutExpired as error:
+        problems.append(f"importing {_last(error.stdout, IMPORTING) or 'the stack'} took over {PROBE_TIMEOUT_S} s")
         return {}
-    _, found, payload = child.stdout.partition(MARKER)
-    if not found:
+    payload = _last(child.stdout, MARKER)
+    if not payload:
         last = (child.stderr.strip().splitlines() or ["no output"])[-1]
-        problems.append(f"the probe ended with status {child.returncode}: {last}")
+        doing = _last(child.stdout, IMPORTING)
+        importing = f", while it imported {doing}" if doing else ""
+        problems.append(f"the probe ended with status {child.returncode}{importing}: {last}")
         return {}
     answer = json.loads(payload)
-    notes.extend(f"cannot import {name}: {error}" for name, error in answer["errors"].items())
+    for name, why in answer["roots"].items():
+        missing = name == "megatron.core" and why.startswith("ModuleNotFoundError: No module named 'megatron")
+        if not missing:  # that it is not installed is a note already
+            problems.append(f"{name} cannot be imported: {why}")
+    for why, names in _by_error(answer["errors"]).items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        notes.append(f"cannot import {names[0]}{more}: {why}")
     report: dict[str, Any] = answer["report"]
     return report
+
+
+def _last(output: str | bytes | None, marker: str) -> str:
+    """What follows the marker on the last line that begins with it; "" if none does."""
+    text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
+    lines = [line for line in text.splitlines() if line.startswith(marker)]
+    return lines[-1].removeprefix(marker).strip() if lines else ""
+
+
+def _by_error(errors: dict[str, str]) -> dict[str, list[str]]:
+    """The modules that cannot be imported for one reason, by that reason."""
+    found: dict[str, list[str]] = {}
+    for name, error in errors.items():
+        found.setdefault(error, []).append(name)
+    return found

@@ -5,13 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..patching.patch import Decision
 from ..settings import MODE_VARIABLE
 from .doctor import Findings
 
-_STYLES = {"applied": "green", "not_needed": "green", "armed": "yellow", "skipped": "dim", "reverted": "dim"}
+_STYLES = {
+    "applied": "green",
+    "not_needed": "green",
+    "armed": "yellow",
+    "lost": "yellow",
+    "skipped": "dim",
+    "reverted": "dim",
+}
 
 
 def render(findings: Findings, console: Console | None = None) -> None:
@@ -19,9 +27,10 @@ def render(findings: Findings, console: Console | None = None) -> None:
     console = console or Console()
     versions = Table(title="Installed", title_justify="left")
     for heading in ("distribution", "version", ""):
-        versions.add_column(heading)
+        versions.add_column(heading, overflow="fold")
     for item in findings.installed:
-        versions.add_row(item.name, item.version or "-", item.label)
+        where = f"in {findings.checkouts[item.name]}" if item.name in findings.checkouts else ""
+        versions.add_row(item.name, item.version or "-", ", ".join(filter(None, (item.label, where))))
     console.print(versions)
     patches = Table(title=f"Patches (mode {findings.report.get('mode', '?')}; {MODE_VARIABLE} changes it)")
     patches.title_justify = "left"
@@ -33,9 +42,9 @@ def render(findings: Findings, console: Console | None = None) -> None:
     if any(patch["decision"] == Decision.ARMED for patch in findings.report.get("patches", [])):
         console.print("armed: waits for its module; `verl-mtp doctor --probe` imports the stack and decides.")
     for note in findings.notes:
-        console.print(f"[yellow]note[/] {note}", highlight=False)
+        console.print(f"[yellow]note[/] {escape(note)}", highlight=False)
     for problem in findings.problems:
-        console.print(f"[red]problem[/] {problem}", highlight=False)
+        console.print(f"[red]problem[/] {escape(problem)}", highlight=False)
     if not findings.status:
         console.print("[green]No problem found.[/]")
 
@@ -45,7 +54,8 @@ def _grouped(patches: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
     rows: dict[tuple[str, str, str], tuple[str, str, str, str]] = {}
     for patch in patches:
         decision, style = patch["decision"], _STYLES.get(patch["decision"], "red")
-        shown = f"[{style}]{decision}[/]" + (f"\n{patch['detail']}" if patch["detail"] else "")
+        detail = "" if decision == Decision.ARMED else patch["detail"]  # said once below for all that wait
+        shown = f"[{style}]{decision}[/]" + (f"\n{escape(detail)}" if detail else "")
         key = (patch["patch_set"], decision, patch["reason"])
         name = patch["id"] if key not in rows else patch["patch_set"]
         rows[key] = (name, shown, patch["reason"], patch["upstream"])

@@ -8,7 +8,8 @@ from typing import Any, Final
 from .. import runtime
 from ..errors import PatchRequiredError
 from ..patching.patch import BROKEN
-from ..settings import MODE_VARIABLE, Mode
+from ..settings import Mode
+from . import configs
 
 logger = logging.getLogger("verl_mtp_plugin")
 
@@ -16,24 +17,20 @@ logger = logging.getLogger("verl_mtp_plugin")
 TRAINING: Final = "training.postprocess"
 
 _announced = False
+_training_announced = False
 
 
 def note_config(mtp: Any) -> None:
     """Take notice of verl's MTP config (dataclass or DictConfig), as early as a process sees it.
 
     Raises:
-        SettingsError: ``mtp.plugin`` holds an unknown mode, option or value.
+        SettingsError: MTP is enabled, and ``mtp.plugin`` or the environment holds an unknown mode, option or value, or
+            contradicts another config that is in use here.
         PatchRequiredError: MTP is enabled, and a critical patch (strict mode: any patch) cannot be applied here.
     """
     if mtp is None:
         return
-    settings = runtime.settings()
-    if settings.mode is Mode.OFF and settings.source == MODE_VARIABLE:
-        return  # the kill switch wins over the config
-    value = mtp.get("plugin", None)
-    wanted = settings if value is None else settings.with_config(value)
-    if wanted != settings:
-        runtime.activate(wanted)
+    configs.follow(mtp)
     if runtime.settings().mode is Mode.OFF or not mtp.get("enable", False):
         return
     _announce()
@@ -60,7 +57,7 @@ def refuse_broken() -> None:
     strict = runtime.settings().mode is Mode.STRICT
     broken = [record for record in report.with_decision(BROKEN) if record.critical or strict]
     if broken:
-        listed = "; ".join(f"{r.id} ({r.target}) is {r.decision}: {r.detail}" for r in broken)
+        listed = "; ".join(f"{r.name} ({r.target}) is {r.decision}: {r.detail}" for r in broken)
         raise PatchRequiredError(
             found=listed,
             expected="every patch applied in strict mode" if strict else "every critical patch applied",
@@ -87,6 +84,28 @@ def enter_training() -> None:
     _announce()
     refuse_broken()
     runtime.require(TRAINING)
+    configs.in_training()
     from .cluster import compare_processes
 
     compare_processes(runtime.report(), strict=runtime.settings().mode is Mode.STRICT)
+    _announce_training()
+
+
+def _announce_training() -> None:
+    """A second line where training starts: most patches have been decided by then, on rank 0 and wherever one failed.
+
+    The first one comes when the config is read, and then most wait for modules that nobody has imported yet.
+    """
+    global _training_announced
+    if _training_announced:
+        return
+    _training_announced = True
+    report = runtime.report()
+    if report.with_decision(BROKEN) or _rank() == 0:
+        logger.info("%s", report.summary())
+
+
+def _rank() -> int:
+    import torch.distributed as dist
+
+    return int(dist.get_rank()) if dist.is_available() and dist.is_initialized() else 0

@@ -11,8 +11,9 @@ from typing import Any, Final
 from ..environment import Environment
 from ..hookspecs import hookimpl
 from ..patching import Patch, PatchSet, Target, Verdict, applicable, around, not_needed
-from ..settings import MODE_KEY, MODE_VARIABLE, VARIABLES
-from . import config_flag, gate, script_defaults
+from ..settings import MODE_KEY
+from ..variables import MODE_VARIABLE, SAID_VARIABLE, VARIABLES, misspelt
+from . import config_flag, engines, gate, script_defaults
 
 OURS: Final = "plugin code; nothing upstream replaces it"
 
@@ -20,7 +21,8 @@ OURS: Final = "plugin code; nothing upstream replaces it"
 def _forward_mode(original: Any, *args: Any, **kwargs: Any) -> Any:
     """verl drops variables that the driver has set, so a driver-only one never reaches another node's workers."""
     runtime_env = original(*args, **kwargs)
-    chosen = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    names = (*VARIABLES, SAID_VARIABLE, *misspelt(os.environ))  # a mistake is one on all nodes, and is said once
+    chosen = {name: os.environ[name] for name in names if os.environ.get(name)}
     if chosen:
         runtime_env.setdefault("env_vars", {}).update(chosen)
     return runtime_env
@@ -94,4 +96,4 @@ GATES: Final = (
 @hookimpl
 def verl_mtp_patches(environment: Environment) -> Iterable[Patch | PatchSet]:
     """The built-in patches on verl's job code."""
-    return (FORWARD_MODE, CONFIG_FLAG, *GATES, *script_defaults.PATCHES)
+    return (FORWARD_MODE, CONFIG_FLAG, *GATES, *engines.PATCHES, *script_defaults.PATCHES)

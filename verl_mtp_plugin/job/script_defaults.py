@@ -2,20 +2,24 @@
 
 Two things stop them in releases of verl that otherwise could run them: a key that the reward manager reads and the
 script does not set, and an option that the release has withdrawn and the script still sets. Neither is about MTP, and
-what stands in for them changes no number: without them a script would have to be edited first. Each is said once.
+what stands in for them changes no number: without them a script would have to be edited first. Each is said once, and
+done for jobs with MTP alone: others fail as verl as released does.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
-from collections.abc import Iterable
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+from .. import runtime
 from ..environment import Environment
 from ..patching import Patch, Target, Verdict, applicable, around, not_needed
+from ..settings import Mode
 
 logger = logging.getLogger("verl_mtp_plugin")
 
@@ -50,6 +54,9 @@ def _reads_log(function: str) -> Any:
 def _complete_buffer(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     """``DAPORewardManager.__init__``, then the key that the script of the same release does not set."""
     original(self, *args, **kwargs)
+    config = signature(original).bind(self, *args, **kwargs).arguments.get("config")
+    if config is not None and not _has_mtp(config):  # the legacy manager is not given the job's config
+        return
     buffer = getattr(self, "overlong_buffer_cfg", None)
     if buffer is None or not buffer.get("enable", False) or LOG in buffer:
         return
@@ -72,24 +79,40 @@ def _withdrawn_here(environment: Environment, module: ModuleType) -> Verdict:
     return applicable(f"verl's Megatron engine config has no {WITHDRAWN}")
 
 
-def _kept(overrides: Iterable[Any], config: Any) -> list[Any]:
-    """The overrides without those that set the withdrawn option of a Megatron engine config that lacks it."""
+def _is_withdrawn(override: Any, config: Any) -> bool:
+    """Whether an override sets the withdrawn option of a Megatron engine config that lacks it."""
     from omegaconf import OmegaConf
 
-    kept = []
-    for override in overrides:
-        parent, _, name = str(override.key_or_group).rpartition(".")
-        plain = name == WITHDRAWN and not (override.is_delete() or override.is_add() or override.is_force_add())
-        node = OmegaConf.select(config, parent) if plain and parent else None
-        if node is None or name in node or FOLLOWS not in node or _ENGINE_CONFIG not in str(node.get("_target_")):
-            kept.append(override)
-            continue
-        _say(f"{override.input_line} left out: this verl has no such option, gradients follow {FOLLOWS}")
-    return kept
+    parent, _, name = str(override.key_or_group).rpartition(".")
+    plain = name == WITHDRAWN and not (override.is_delete() or override.is_add() or override.is_force_add())
+    node = OmegaConf.select(config, parent) if plain and parent else None
+    if node is None or name in node:
+        return False
+    return FOLLOWS in node and _ENGINE_CONFIG in str(node.get("_target_"))
+
+
+def _has_mtp(config: Any) -> bool:
+    """Whether the config of a job has MTP on, and this plugin too."""
+    from omegaconf import OmegaConf
+
+    mtp = OmegaConf.select(config, "actor_rollout_ref.model.mtp")
+    return bool(mtp) and bool(mtp.get("enable", False)) and runtime.settings_of(mtp).mode is not Mode.OFF
 
 
 def _apply_overrides(original: Any, overrides: Any, cfg: Any, *args: Any, **kwargs: Any) -> Any:
-    return original(_kept(overrides, cfg), cfg, *args, **kwargs)
+    """Hydra's overrides of a config, without the withdrawn option where the outcome is a job with MTP."""
+    overrides = list(overrides)
+    withdrawn = [override for override in overrides if _is_withdrawn(override, cfg)]
+    kept = [override for override in overrides if override not in withdrawn]
+    if not withdrawn:
+        return original(overrides, cfg, *args, **kwargs)
+    outcome = copy.deepcopy(cfg)
+    original(kept, outcome, *args, **kwargs)
+    if not _has_mtp(outcome):
+        return original(overrides, cfg, *args, **kwargs)
+    for override in withdrawn:
+        _say(f"{override.input_line} left out: this verl has no such option, gradients follow {FOLLOWS}")
+    return original(kept, cfg, *args, **kwargs)
 
 
 def _reward_manager(id: str, module: str, function: str) -> Patch:

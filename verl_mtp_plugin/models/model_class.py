@@ -8,6 +8,7 @@ from enum import Enum
 from types import ModuleType
 from typing import Any, Final
 
+from ..definitions import Fields
 from ..environment import Environment
 from ..patching import Patch, PatchSet, Target, Verdict, applicable, not_needed, unsupported
 
@@ -39,6 +40,12 @@ class ModelClass:
     module: str  # the leaf module that defines it: "my_lab.models.my_gpt"
     name: str  # "MyGPT"
     seam: Seam = Seam.POSTPROCESS
+
+    def __post_init__(self) -> None:
+        fields = Fields(self, "name")
+        fields.dotted("module", "my_lab.models.my_gpt")
+        fields.dotted("name", "MyGPT")
+        fields.instance("seam", Seam, " or ".join(f"Seam.{seam.name}" for seam in Seam))
 
     @property
     def id(self) -> str:

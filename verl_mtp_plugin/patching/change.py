@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from ..environment import Environment
+from ..errors import DefinitionError, shown
 from .patch import MISSING, Decision, Patch, Verdict
 
 
@@ -58,7 +59,11 @@ class Change:
 
 
 def plan(patch: Patch, module: ModuleType, environment: Environment) -> tuple[Verdict, Change | None]:
-    """Probe and build; the change, not yet applied, if the verdict is to apply it."""
+    """Probe and build; the change, not yet applied, if the verdict is to apply it.
+
+    Raises:
+        DefinitionError: the probe returned no Verdict, or the builder nothing that can stand there.
+    """
     *path, name = patch.target.qualname.split(".")
     owner: Any = module
     for step in path:
@@ -68,14 +73,41 @@ def plan(patch: Patch, module: ModuleType, environment: Environment) -> tuple[Ve
     original = inspect.getattr_static(owner, name, MISSING)
     if original is MISSING and not patch.creates:
         return _absent(patch, f"{patch.target} does not exist"), None
-    verdict = patch.decide(environment, module)
+    verdict = _probed(patch, environment, module)
     if verdict.decision is not Decision.APPLIED:
         return verdict, None
     beneath = _patched_by(owner, name, module)
     if beneath:
         note = f"on top of a patch from {beneath}"
         verdict = Verdict(verdict.decision, f"{verdict.detail}; {note}" if verdict.detail else note)
-    return verdict, Change(patch, module, owner, name, patch.build(original))
+    return verdict, Change(patch, module, owner, name, _built(patch, original))
+
+
+def _probed(patch: Patch, environment: Environment, module: ModuleType) -> Verdict:
+    verdict: Any = patch.decide(environment, module)
+    if not isinstance(verdict, Verdict):
+        raise DefinitionError(
+            found=f"decide of patch {patch.id} that returned {shown(verdict)}",
+            expected="a Verdict",
+            advice="Return applicable(), not_needed(...) or unsupported(...) in every branch.",
+        )
+    return verdict
+
+
+def _built(patch: Patch, original: Any) -> Any:
+    replacement = patch.build(original)
+    if replacement is MISSING or (_is_code(original) and not _is_code(replacement)):
+        raise DefinitionError(
+            found=f"build of patch {patch.id} that returned {shown(replacement)} for {patch.target}",
+            expected="something that can be called" if _is_code(original) else "what shall stand there",
+            advice="Return the replacement from build (a forgotten return?).",
+        )
+    return replacement
+
+
+def _is_code(value: Any) -> bool:
+    """Whether a value in ``vars(owner)`` is called or asked as an attribute: a function, a class, any descriptor."""
+    return value is not MISSING and (callable(value) or hasattr(type(value), "__get__"))
 
 
 def _absent(patch: Patch, detail: str) -> Verdict:

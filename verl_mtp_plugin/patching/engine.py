@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ..environment import Environment
-from ..errors import ForeignPatchError, PatchRequiredError
+from ..errors import ForeignPatchError, PatchRequiredError, said, shown
 from .arming import ModuleWatch
 from .change import Change, plan
-from .patch import BROKEN, SATISFIED, Decision, Patch, PatchSet, Verdict, as_patch_set
+from .needs import Needs, missing
+from .patch import BROKEN, SATISFIED, Decision, Patch, PatchSet, Verdict, as_patch_set, unsupported
 
 if TYPE_CHECKING:
     from .report import PatchRecord
 
 logger = logging.getLogger(__name__)
+
+#: Ids that an error names for one that nobody has: the nearest; all, where they are few.
+_NEAREST: Final = 3
+_FEW: Final = 8
 
 
 class _Entry:
@@ -28,74 +33,116 @@ class _Entry:
         self.decision = Decision.ARMED
         self.detail = ""
         self.change: Change | None = None
+        self.unseen: tuple[Needs, ...] = patch.needs  # not looked at yet: their modules have not been imported
+
+    def settle(self, verdict: Verdict) -> None:
+        """Keep a verdict; an optimization that does not fit is no fault."""
+        lost = verdict.decision is Decision.UNSUPPORTED and self.patch.optimization
+        self.decision, self.detail = Decision.LOST if lost else verdict.decision, verdict.detail
+
+    @property
+    def broken(self) -> bool:
+        return self.decision in BROKEN or self.decision is Decision.LOST
 
 
 class _Unit:
     """A patch set in this process."""
 
-    def __init__(self, patch_set: PatchSet) -> None:
+    def __init__(self, patch_set: PatchSet, package: str = "") -> None:
         self.patch_set = patch_set
+        self.package = package  # who brought it, for messages
         self.entries = [_Entry(patch) for patch in patch_set.patches]
         self.order = 0  # when it was applied: reverting goes backwards
+        self.left_out = False  # it takes an id or a target that an earlier set has
+        #: The names under which it, or a part of it, is asked for.
+        self.ids = frozenset({patch_set.id, *(patch.id for patch in patch_set.patches)})
+        self.targets = {patch.target: patch.id for patch in patch_set.patches}
+
+    def describes(self, patch_set: PatchSet) -> bool:
+        """Whether ``patch_set`` is this one, made anew by a hook that is asked again."""
+        if self.patch_set.id != patch_set.id:
+            return False
+        return self.targets == {patch.target: patch.id for patch in patch_set.patches}
+
+    def named(self, id: str) -> str:
+        """``id``, and the package where it is not ours."""
+        return f"{id} of {self.package}" if self.package else id
 
 
 class PatchEngine:
     """Arms, decides, applies, reverts and reports patch sets.
 
     Thread safe and idempotent. Nothing is imported: a set is decided once all its modules have been imported by
-    somebody else. What a probe or builder raises is recorded as FAILED and logged once, never passed on to the
-    import that triggered it.
+    somebody else, and looked at again when a module is that its patches call besides. What a probe or builder raises is
+    recorded as FAILED and logged once, never passed on to the import that triggered it.
     """
 
     def __init__(self, environment: Environment | None = None) -> None:
         self.environment = environment or Environment()
         self._lock = threading.RLock()
-        self._units: dict[str, _Unit] = {}
+        self._units: list[_Unit] = []  # in the order of registration
         self._applied = 0
         self._watch = ModuleWatch(self._module_ready)
 
     # -- arming -------------------------------------------------------------------------------------------------
 
-    def arm(self, items: Iterable[Patch | PatchSet]) -> None:
+    def arm(self, items: Iterable[Patch | PatchSet], *, package: str = "") -> None:
         """Register patch sets; those whose modules are imported already are decided at once.
 
         A set that is armed already is left alone. A patch whose id or target is taken by another set is a CONFLICT,
         and with it its whole set.
+
+        Args:
+            package: who brings them, for messages.
         """
         added: list[PatchSet] = []
         with self._lock:
-            for item in items:
-                patch_set = as_patch_set(item)
-                known = self._units.get(patch_set.id)
-                if known is None:
-                    self._units[patch_set.id] = self._new_unit(patch_set)
-                elif all(entry.decision in (Decision.REVERTED, Decision.SKIPPED) for entry in known.entries):
-                    self._units[patch_set.id] = self._new_unit(known.patch_set)
-                else:
+            for unit, known in self._register(items, package):
+                if known and not all(e.decision in (Decision.REVERTED, Decision.SKIPPED) for e in unit.entries):
                     continue
-                added.append(patch_set)
+                self._begin(unit)
+                added.append(unit.patch_set)
         # Outside the lock: watching may fire at once, and an import running in another thread may hold a module lock
         # while it waits for ours.
         for patch_set in added:
-            for module in sorted(patch_set.modules):
+            for module in sorted(patch_set.modules | patch_set.needed_modules):
                 self._watch.watch(module)
         self.settle()
 
-    def _new_unit(self, patch_set: PatchSet) -> _Unit:
-        unit = _Unit(patch_set)
-        others = [e.patch for u in self._units.values() if u.patch_set.id != patch_set.id for e in u.entries]
-        for patch in patch_set.patches:
-            for other in others:
-                if other.id == patch.id or other.target == patch.target:
-                    self._decide_all(unit, Decision.CONFLICT, f"{patch.target} is already patched by {other.id!r}")
-        return unit
+    def _register(self, items: Iterable[Patch | PatchSet], package: str) -> Iterator[tuple[_Unit, bool]]:
+        """The unit of each set, and whether it was there before."""
+        listed: list[_Unit] = []
+        for item in items:
+            patch_set = as_patch_set(item)
+            same = [
+                unit
+                for unit in self._units
+                if unit.package == package
+                and unit.describes(patch_set)
+                and (unit not in listed or unit.patch_set == patch_set)
+            ]
+            unit = same[0] if same else _Unit(patch_set, package)
+            if not same:
+                self._units.append(unit)
+            listed.append(unit)
+            yield unit, bool(same)
 
-    def skip(self, items: Iterable[Patch | PatchSet], detail: str) -> None:
+    def _begin(self, unit: _Unit) -> None:
+        """Let a unit wait for its modules, or leave it out if an earlier one has its id or target."""
+        unit.entries = [_Entry(patch) for patch in unit.patch_set.patches]
+        unit.left_out = False
+        for other in self._units[: self._units.index(unit)]:
+            clash = "" if other.left_out else _clash(unit, other)
+            if clash:
+                unit.left_out = True
+                self._decide_all(unit, Decision.CONFLICT, clash)
+                logger.warning("verl-mtp-plugin: patch set %s is left out: %s", unit.named(unit.patch_set.id), clash)
+                return
+
+    def skip(self, items: Iterable[Patch | PatchSet], detail: str, *, package: str = "") -> None:
         """Record sets that a setting turned off, so that the report can name them."""
         with self._lock:
-            for item in items:
-                patch_set = as_patch_set(item)
-                unit = self._units.setdefault(patch_set.id, _Unit(patch_set))
+            for unit, _ in self._register(items, package):
                 self._decide_all(unit, Decision.SKIPPED, detail)
 
     # -- deciding and applying -----------------------------------------------------------------------------------
@@ -106,13 +153,14 @@ class PatchEngine:
     def settle(self) -> None:
         """Decide every armed set whose modules are there, and put back what a reload of its module has undone."""
         with self._lock:
-            for unit in self._units.values():
+            for unit in self._units:
                 self._notice_reload(unit)
                 if all(entry.decision is Decision.ARMED for entry in unit.entries):
                     modules = {name: self._watch.ready_module(name) for name in unit.patch_set.modules}
                     ready = {name: module for name, module in modules.items() if module is not None}
                     if len(ready) == len(modules):
                         self._decide(unit, ready)
+                self._look_again(unit)
 
     def _notice_reload(self, unit: _Unit) -> None:
         if any(entry.change is not None and entry.change.reloaded for entry in unit.entries):
@@ -124,10 +172,15 @@ class PatchEngine:
         for entry in unit.entries:
             try:
                 verdict, change = plan(entry.patch, modules[entry.patch.target.module], self.environment)
-            except Exception as error:  # a probe of ours or of a third party; the import must go on
-                verdict, change = Verdict(Decision.FAILED, f"{type(error).__name__}: {error}"), None
-            entry.decision, entry.detail = verdict.decision, verdict.detail
-            if verdict.decision in BROKEN:
+            except KeyboardInterrupt:  # the user's; what was not decided is decided the next time
+                unit.entries = [_Entry(patch) for patch in unit.patch_set.patches]
+                raise
+            except BaseException as error:  # a probe of ours or of a third party, be it an exit; the import must go on
+                verdict, change = Verdict(Decision.FAILED, said(error)), None
+            if change is not None:
+                verdict = self._look(entry) or verdict
+            entry.settle(verdict)
+            if entry.broken:
                 self._abandon(unit, entry)
                 return
             if change is not None:
@@ -136,6 +189,37 @@ class PatchEngine:
             self._applied += 1
             unit.order = self._applied
         logger.debug("%s: %s", unit.patch_set.id, ", ".join(str(e.decision) for e in unit.entries))
+
+    def _look(self, entry: _Entry) -> Verdict | None:
+        """Look at what the patch calls, as far as it has been imported: a verdict if something is missing."""
+        problems, entry.unseen = missing(entry.unseen, self._watch.ready_module)
+        if not problems:
+            return None
+        return unsupported(
+            found="; ".join(problems),
+            expected="what the patch calls besides its target",
+            advice="update verl-mtp-plugin, or use a release that it was tested with",
+        )
+
+    def _look_again(self, unit: _Unit) -> None:
+        """A module that a patch calls was imported after the patch was applied: what does not fit is taken back."""
+        for entry in unit.entries:
+            if entry.decision is not Decision.APPLIED or not entry.unseen:
+                continue
+            verdict = self._look(entry)
+            if verdict is not None:
+                self._undo(unit)
+                entry.settle(verdict)
+                self._abandon(unit, entry)
+                return
+
+    @staticmethod
+    def _undo(unit: _Unit) -> None:
+        """Restore what is still ours."""
+        for entry in reversed(unit.entries):
+            if entry.change is not None and entry.change.intact:
+                entry.change.restore()
+            entry.change = None
 
     def _apply(self, unit: _Unit, changes: dict[str, Change]) -> bool:
         """Apply all changes of a set; if one fails, undo those before it. Whether anything was changed."""
@@ -149,7 +233,7 @@ class PatchEngine:
             except Exception as error:  # an owner that refuses
                 for earlier in reversed(done):
                     earlier.restore()
-                entry.decision, entry.detail = Decision.FAILED, f"{type(error).__name__}: {error}"
+                entry.decision, entry.detail = Decision.FAILED, said(error)
                 self._abandon(unit, entry)
                 return False
             done.append(change)
@@ -160,12 +244,15 @@ class PatchEngine:
     def _abandon(self, unit: _Unit, culprit: _Entry) -> None:
         """All or nothing: one patch of the set cannot be applied, so none is."""
         logger.warning(
-            "verl-mtp-plugin: patch %s is %s: %s", culprit.patch.id, culprit.decision, culprit.detail or "no detail"
+            "verl-mtp-plugin: patch %s is %s: %s",
+            unit.named(culprit.patch.id),
+            culprit.decision,
+            culprit.detail or "no detail",
         )
         for entry in unit.entries:
             if entry is not culprit:
-                entry.decision = Decision.UNSUPPORTED
-                entry.detail = f"not applied, because {culprit.patch.id} of the same set is {culprit.decision}"
+                detail = f"not applied, because {culprit.patch.id} of the same set is {culprit.decision}"
+                entry.settle(Verdict(Decision.UNSUPPORTED, detail))
 
     @staticmethod
     def _decide_all(unit: _Unit, decision: Decision, detail: str) -> None:
@@ -188,7 +275,7 @@ class PatchEngine:
         """
         foreign: list[str] = []
         with self._lock:
-            units = [unit for unit in self._units.values() if unit.patch_set.id not in keep]
+            units = [unit for unit in self._units if unit.patch_set.id not in keep]
             for unit in sorted(units, key=lambda u: u.order, reverse=True):
                 for entry in reversed(unit.entries):
                     change = entry.change
@@ -214,16 +301,21 @@ class PatchEngine:
         """Every patch with its decision as of now, in the order of registration."""
         self.settle()
         with self._lock:
-            return tuple(self._record(unit, entry) for unit in self._units.values() for entry in unit.entries)
+            return tuple(self._record(unit, entry) for unit in self._units for entry in unit.entries)
 
-    @staticmethod
-    def _record(unit: _Unit, entry: _Entry) -> PatchRecord:
+    def _record(self, unit: _Unit, entry: _Entry) -> PatchRecord:
         from .report import PatchRecord  # only who asks pays for it: this module is loaded at `import verl`
 
         decision, detail = entry.decision, entry.detail
         if entry.change is not None and decision is Decision.APPLIED and not entry.change.intact:
             decision, detail = Decision.CONFLICT, f"replaced after us by {entry.change.holder()}"
-        return PatchRecord.of(entry.patch, unit.patch_set.id, decision, detail)
+        if decision is Decision.ARMED:
+            detail = f"waits for {', '.join(self._awaited(unit))}"
+        return PatchRecord.of(entry.patch, unit.patch_set.id, decision, detail, unit.package)
+
+    def _awaited(self, unit: _Unit) -> list[str]:
+        """The modules that a set waits for."""
+        return [name for name in sorted(unit.patch_set.modules) if self._watch.ready_module(name) is None]
 
     def require(self, patch_id: str) -> None:
         """Return if the patch is applied or not needed, and raise otherwise.
@@ -231,18 +323,51 @@ class PatchEngine:
         Raises:
             PatchRequiredError: unknown id, still waiting for its module, or not applicable here.
         """
-        records = self.records()
-        matches = [r for r in records if patch_id in (r.id, r.patch_set)]
-        if not matches:
-            raise PatchRequiredError(
-                found=f"no patch {patch_id!r}",
-                expected=f"one of {', '.join(r.id for r in records) or '(none registered)'}",
-                advice="Call activate() first, and check VERL_MTP_PLUGIN is not off.",
-            )
-        for record in matches:
+        self.settle()
+        with self._lock:
+            # A set that is left out because its id is taken is not the one that is asked for, if there is another.
+            units = sorted((u for u in self._units if patch_id in u.ids), key=lambda unit: unit.left_out)
+            asked = [unit for unit in units if unit.left_out == units[0].left_out]
+            entries = [(u, e) for u in asked for e in u.entries if patch_id in (u.patch_set.id, e.patch.id)]
+            records = [(self._record(unit, entry), self._awaited(unit)) for unit, entry in entries]
+        if not records:
+            raise self._unknown(patch_id)
+        for record, awaited in records:
             if record.decision not in SATISFIED:
+                advice = f"Run `verl-mtp doctor`; related upstream work: {record.upstream}."
+                if record.decision is Decision.ARMED:
+                    advice = f"Import {' and '.join(awaited)} first: the patch is decided then. {advice}"
                 raise PatchRequiredError(
-                    found=f"patch {record.id} {record.decision}" + (f" ({record.detail})" if record.detail else ""),
+                    found=f"patch {record.name} {record.decision}" + (f" ({record.detail})" if record.detail else ""),
                     expected=f"{record.target} patched, because otherwise: {record.reason}",
-                    advice=f"Run `verl-mtp doctor`; related upstream work: {record.upstream}.",
+                    advice=advice,
                 )
+
+    def _unknown(self, patch_id: str) -> PatchRequiredError:
+        ids = list(dict.fromkeys(id for unit in self._units for id in (unit.patch_set.id, *sorted(unit.ids))))
+        if not ids:
+            return PatchRequiredError(
+                found=f"no patch {patch_id!r}",
+                expected="a registered patch; there is none",
+                advice="Call activate() first.",
+            )
+        from difflib import get_close_matches
+
+        near = get_close_matches(str(patch_id), ids, _NEAREST) or (ids if len(ids) <= _FEW else [])
+        return PatchRequiredError(
+            found=f"no patch {shown(patch_id)}",
+            expected=f"one of {', '.join(near)}" if near else f"the id of one of the {len(ids)} patches and sets",
+            advice="Correct the id; `verl-mtp doctor` and report().patches list them all.",
+        )
+
+
+def _clash(unit: _Unit, other: _Unit) -> str:
+    """What a later set takes of an earlier one; "" if nothing."""
+    whose = f" of {other.package}" if other.package else ""
+    if not unit.ids.isdisjoint(other.ids):
+        places = ", ".join(map(str, other.targets))
+        taken = min(unit.ids & other.ids)
+        return f"the id {taken!r} is taken by another patch{whose} ({places}); give it an id of its own"
+    for target in unit.targets.keys() & other.targets.keys():
+        return f"{target} is already patched by {other.targets[target]!r}{whose}"
+    return ""

@@ -6,9 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from ..definitions import Fields
 from ..environment import Environment
+from ..errors import DefinitionError, shown
+
+if TYPE_CHECKING:
+    from .needs import Needs
 
 
 class Decision(str, Enum):
@@ -18,7 +23,8 @@ class Decision(str, Enum):
     APPLIED = "applied"
     NOT_NEEDED = "not_needed"  # upstream has the behaviour already
     SKIPPED = "skipped"  # turned off by a setting
-    UNSUPPORTED = "unsupported"  # the seam is missing or has drifted
+    UNSUPPORTED = "unsupported"  # the seam, or something else that the patch calls, is missing or has drifted
+    LOST = "lost"  # the same for an optimization: right without it, and slower
     CONFLICT = "conflict"  # someone else holds the same attribute
     FAILED = "failed"  # probing, building or applying raised
     REVERTED = "reverted"
@@ -31,6 +37,8 @@ class Decision(str, Enum):
 SATISFIED: Final = frozenset({Decision.APPLIED, Decision.NOT_NEEDED})
 #: Decisions after which it is not, and waiting will not help.
 BROKEN: Final = frozenset({Decision.UNSUPPORTED, Decision.CONFLICT, Decision.FAILED})
+#: What a probe may answer.
+ANSWERS: Final = SATISFIED | BROKEN | {Decision.SKIPPED}
 
 
 class _Missing:
@@ -53,6 +61,11 @@ class Target:
     module: str
     qualname: str
 
+    def __post_init__(self) -> None:
+        fields = Fields(self, "module")
+        fields.dotted("module", "megatron.core.models.gpt.gpt_model")
+        fields.dotted("qualname", "Model.forward")
+
     def __str__(self) -> str:
         return f"{self.module}:{self.qualname}"
 
@@ -63,6 +76,14 @@ class Verdict:
 
     decision: Decision
     detail: str = ""
+
+    def __post_init__(self) -> None:
+        fields = Fields(self, "decision")
+        expected = f"one of {', '.join(f'Decision.{answer.name}' for answer in Decision if answer in ANSWERS)}"
+        fields.instance("decision", Decision, expected, "Use applicable(), not_needed(...) or unsupported(...).")
+        if self.decision not in ANSWERS:
+            raise fields.refuse("decision", self.decision, expected, "A probe decides; it does not put off.")
+        fields.text("detail", empty=True)
 
 
 def applicable(detail: str = "") -> Verdict:
@@ -104,6 +125,17 @@ class Patch:
     critical: bool = False  # what it is for must not run without it
     creates: bool = False  # the attribute need not exist before
     absent_ok: bool = False  # some releases have no such target, and then nothing to patch
+    needs: tuple[Needs, ...] = ()  # what else of upstream the replacement calls: missing, the patch is unsupported
+    optimization: bool = False  # results are the same without it: where it does not fit it is lost, which stops nothing
+
+    def __post_init__(self) -> None:
+        fields = Fields(self, "id")
+        fields.text("id")
+        advice = "Write target=Target(module, name in it)."
+        fields.instance("target", Target, "a Target, such as Target('my_lab.models', 'Model.forward')", advice)
+        fields.text("reason", "upstream", empty=True)
+        fields.function("build", "decide")
+        fields.flag("critical", "creates", "absent_ok")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +146,32 @@ class PatchSet:
     patches: tuple[Patch, ...]
 
     def __post_init__(self) -> None:
-        if not self.patches:
-            raise ValueError(f"patch set {self.id!r} is empty: give it at least one Patch")
-        ids = [patch.id for patch in self.patches]
-        doubled = sorted({i for i in ids if ids.count(i) > 1})
-        if doubled:
-            raise ValueError(f"patch set {self.id!r} has the id(s) {', '.join(doubled)} more than once: ids are unique")
+        fields = Fields(self, "id")
+        fields.text("id")
+        patches = fields.sequence("patches", "a tuple of Patch")
+        if not patches:
+            raise fields.refuse("patches", patches, "at least one Patch; this one is empty")
+        wrong = [item for item in patches if not isinstance(item, Patch)]
+        if wrong:
+            raise fields.refuse("patches", wrong[0], "a tuple of Patch, and nothing else")
+        for what, names in (("id", [p.id for p in patches]), ("target", [str(p.target) for p in patches])):
+            doubled = sorted({name for name in names if names.count(name) > 1})
+            if doubled:
+                raise DefinitionError(
+                    found=f"PatchSet {shown(self.id)} with the {what} {', '.join(doubled)} more than once",
+                    expected=f"another {what} for each patch",
+                    advice=f"Change the {what} of one, or make one patch of them.",
+                )
 
     @property
     def modules(self) -> frozenset[str]:
         """The leaf modules that must be imported before the set can be decided."""
         return frozenset(patch.target.module for patch in self.patches)
+
+    @property
+    def needed_modules(self) -> frozenset[str]:
+        """The modules of what the patches call besides; looked at as soon as they are there, and not waited for."""
+        return frozenset(need.module for patch in self.patches for need in patch.needs)
 
 
 def as_patch_set(item: Patch | PatchSet) -> PatchSet:

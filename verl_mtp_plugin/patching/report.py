@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import Final
 
-from .patch import Decision, Patch
+from .patch import BROKEN, Decision, Patch
 
+#: The decision of a set is the first of these that one of its patches has.
+_WEIGHT: Final = (
+    Decision.FAILED,
+    Decision.CONFLICT,
+    Decision.UNSUPPORTED,
+    Decision.APPLIED,
+    Decision.ARMED,
+    Decision.NOT_NEEDED,
+    Decision.SKIPPED,
+    Decision.REVERTED,
+)
+#: How they are counted in a line.
+_COUNTED: Final = {
+    Decision.APPLIED: "applied",
+    Decision.NOT_NEEDED: "not needed",
+    Decision.ARMED: "for modules that this process has not imported",
+    Decision.SKIPPED: "turned off",
+    Decision.REVERTED: "taken back",
+}
 #: Decisions that have changed nothing and break nothing.
 _QUIET: Final = frozenset({Decision.ARMED, Decision.NOT_NEEDED, Decision.SKIPPED})
 
@@ -26,12 +46,26 @@ class PatchRecord:
     target: str
     upstream: str
     critical: bool
+    package: str = ""  # who brought it, if not this package itself
 
     @classmethod
-    def of(cls, patch: Patch, patch_set: str, decision: Decision, detail: str) -> PatchRecord:
+    def of(cls, patch: Patch, patch_set: str, decision: Decision, detail: str, package: str = "") -> PatchRecord:
         return cls(
-            patch.id, patch_set, decision, detail, patch.reason, str(patch.target), patch.upstream, patch.critical
+            patch.id,
+            patch_set,
+            decision,
+            detail,
+            patch.reason,
+            str(patch.target),
+            patch.upstream,
+            patch.critical,
+            package,
         )
+
+    @property
+    def name(self) -> str:
+        """The id, and who brought it."""
+        return f"{self.id} of {self.package}" if self.package else self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +109,7 @@ class PatchReport:
             "mode": self.mode,
             "options": self.options,
             "versions": self.versions,
-            "decisions": {r.id: r.decision.value for r in self.patches if r.decision is not Decision.ARMED},
+            "decisions": sorted((r.id, r.decision.value) for r in self.patches if r.decision is not Decision.ARMED),
         }
         return sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -92,3 +126,26 @@ class PatchReport:
         )
         chosen = [self.mode if self.active else "inactive", *(f"{key}={value}" for key, value in self.options.items())]
         return f"verl-mtp-plugin {self.version} ({', '.join(chosen)}) {decisions or 'no patches'}"
+
+    def summary(self) -> str:
+        """One line that counts the patch sets by decision and names those that could not be applied, with the reason.
+
+        A set in which a patch is not needed, and another applied, is applied.
+        """
+        sets: dict[tuple[str, str], list[PatchRecord]] = {}
+        for record in self.patches:
+            sets.setdefault((record.patch_set, record.package), []).append(record)
+        counts: Counter[Decision] = Counter()
+        broken: list[str] = []
+        for records in sets.values():
+            decision = min((record.decision for record in records), key=_WEIGHT.index)
+            counts[decision] += 1
+            if decision in BROKEN:
+                # Those that are not applied because of another of their set say so; the other one says why.
+                worst = min(
+                    records, key=lambda r: (r.decision not in BROKEN, r.detail.startswith("not applied, because"))
+                )
+                broken.append(f"{worst.name} is {worst.decision} ({worst.detail})")
+        line = ", ".join(f"{counts[decision]} {text}" for decision, text in _COUNTED.items() if counts[decision])
+        failed = f"{len(broken)} not applied: {'; '.join(broken)}" if broken else "none failed"
+        return f"verl-mtp-plugin {self.version} at the start of training: {line or 'no patch sets'}; {failed}"
