@@ -212,6 +212,8 @@ def test_even_ranks_pass_in_strict_mode(tmp_path: Path) -> None:
     done = launch(tmp_path, [("0.15.1", True), ("0.15.1", True)], "strict")
     assert [results(d) for d in done] == [["passed"], ["passed"]], done
     assert "differ" not in done[0].stderr + done[1].stderr
+    first, second = (sum("at the start of training" in line for line in d.stderr.splitlines()) for d in done)
+    assert (first, second) == (1, 0)
 
 
 def test_a_node_that_differs_is_named_in_one_warning(tmp_path: Path) -> None:
