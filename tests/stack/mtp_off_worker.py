@@ -164,7 +164,8 @@ def _by_name(like: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dic
 
 
 def main() -> None:
-    patches = {p.id: p for _, sets in runtime._runtime._known_patches() for s in sets for p in s.patches}
+    patch_sets = runtime._runtime._known_patches()
+    patches = {patch.id: patch for patch_set in patch_sets for patch in patch_set.patches}
     state = {name: repr(value) for name, value in vars(MODEL.config).items()}
     found = {}
     for id in CALLS:
@@ -175,10 +176,8 @@ def main() -> None:
     if state != {name: repr(value) for name, value in vars(MODEL.config).items()}:
         found["model"] = "changed"
     print("=>", json.dumps(found))
-    print(
-        "=>", json.dumps({p.id: s.id for _, sets in runtime._runtime._known_patches() for s in sets for p in s.patches})
-    )
-    print("=>", json.dumps({p.id: str(p.target) for p in patches.values()}))
+    print("=>", json.dumps({patch.id: patch_set.id for patch_set in patch_sets for patch in patch_set.patches}))
+    print("=>", json.dumps({patch.id: str(patch.target) for patch in patches.values()}))
 
 
 if __name__ == "__main__":
