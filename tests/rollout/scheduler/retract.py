@@ -12,6 +12,7 @@ from . import engine, workers
 
 def everything(found: dict[str, Any]) -> dict[str, Any]:
     """Add to ``found`` what can be done after a retract, and whether the plugin allows one."""
+    from verl_mtp_plugin.rollout.sglang.retraction import lost_with
     from verl_mtp_plugin.rollout.sglang.scheduler import can_retract
 
     kinds = ["flush", "release", "holding", "grammar", "grammar_release"]
@@ -19,6 +20,8 @@ def everything(found: dict[str, Any]) -> dict[str, Any]:
         kinds.append("deferred_flush")
     found["can_retract"] = can_retract()
     found["refused"] = {name: can_retract(arguments=arguments(**given)) for name, given in ENGINES.items()}
+    found["lost_with"] = {name: lost_with([request(**given)]) for name, given in REQUESTS.items()}
+    found["penalties"] = penalties()
     found["paused_loop"] = {name: paused_loop(*home) for name, home in LOOPS.items() if engine.module_of(home[0])}
     found["after_retract"] = {kind: after_retract(kind) for kind in kinds}
     found["prefilled"] = {mode: prefilled(overlap=mode == "overlap") for mode in ("overlap", "normal")}
@@ -34,12 +37,24 @@ ENGINES: dict[str, dict[str, Any]] = {
     "prefill server": {"disaggregation_mode": "prefill"},
     "decode server": {"disaggregation_mode": "decode"},
     "data parallel": {"dp_size": 2, "enable_dp_attention": True},
+    "local control": {"dp_size": 2, "enable_dp_attention": True, "enable_dp_attention_local_control_broadcast": True},
     "routed experts": {"enable_return_routed_experts": True},
     "indexer": {"enable_return_indexer_topk": True},
     "hidden states": {"enable_return_hidden_states": True},
     "hierarchical cache": {"enable_hierarchical_cache": True},
     "sparse cache": {"enable_hisparse": True},
     "diffusion": {"dllm_algorithm": "LowConfidence"},
+}
+#: Requests by what is special about them; as verl sends them, their sampling parameters are a dict.
+REQUESTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "log-probs": {"return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": 2},
+    "as verl's": {"sampling_params": {"temperature": 1.0, "top_k": -1, "repetition_penalty": 1.0}},
+    "embeds": {"input_ids": None, "input_embeds": [[0.0, 1.0]]},
+    "frequency": {"sampling_params": {"frequency_penalty": 0.5}},
+    "presence": {"sampling_params": {"presence_penalty": 0.5}},
+    "repetition": {"sampling_params": {"repetition_penalty": 1.1}},
+    "minimum": {"sampling_params": {"min_new_tokens": 4}},
 }
 LOOPS = {
     "event_loop_pp": ("sglang.srt.managers.scheduler_pp_mixin", "SchedulerPPMixin"),
@@ -51,6 +66,36 @@ def arguments(**given: Any) -> Any:
     """Of an engine: those of this release that matter here, as they are by default, and those that are given."""
     default = {"pp_size": 1, "disaggregation_mode": "null", "enable_pdmux": False, "enable_hierarchical_cache": False}
     return SimpleNamespace(**{**default, **given})
+
+
+def request(**given: Any) -> Any:
+    """SGLang's own message of a request."""
+    return engine.io("GenerateReqInput")(**{"input_ids": [1, 2], "sampling_params": {}, **given})
+
+
+def penalties() -> dict[str, bool]:
+    """For each of SGLang's penalties, whether a batch that is made anew knows of a token that was generated before."""
+    import torch
+
+    library = importlib.import_module("sglang.srt.sampling.penaltylib")
+    strengths = {"frequency_penalty": 0.5, "presence_penalty": 0.5, "repetition_penalty": 1.5}
+    parameters = SimpleNamespace(**strengths)
+
+    class Running:  # SGLang refers to it weakly
+        reqs, device = [SimpleNamespace(sampling_params=parameters, output_ids=[7])], "cpu"
+
+    batch = Running()
+    found = {}
+    for name in strengths:
+        penalizer = getattr(library, f"Batched{name.split('_')[0].capitalize()}Penalizer", None)
+        if penalizer is not None:
+            made = library.BatchedPenalizerOrchestrator(vocab_size=9, batch=batch, penalizers={penalizer})
+            (one,) = made.penalizers.values()
+            cumulated = getattr(one, f"cumulated_{name.split('_')[0]}_penalties")
+            found[name] = bool((cumulated[0] != cumulated[0, 0]).any())
+            made.cumulate_output_tokens(torch.tensor([7]))
+            assert cumulated[0, 7] != cumulated[0, 0]
+    return found
 
 
 class Scheduled(Exception):

@@ -26,6 +26,8 @@ RECORDED: Final[Mapping[str, str]] = MappingProxyType(
         "the new weights behind those of the old",
     }
 )
+#: With it, messages such as a pause reach the ranks of DP attention one by one, and not all at the same step.
+LOCAL_CONTROL: Final = "enable_dp_attention_local_control_broadcast"
 #: What works in SGLang's event loop alone, which a pause stops, and what SGLang waits for before it is idle: by the
 #: argument that turns it on, the name by which ``Scheduler.is_fully_idle`` asks for it, and what it is.
 STOPPED: Final = (
@@ -33,11 +35,17 @@ STOPPED: Final = (
     ("enable_hisparse", "has_ongoing_staging", "requests on their way into the sparse cache (HiSparse)"),
     ("dllm_algorithm", "any_staging_reqs", "blocks of a diffusion language model"),
 )
-#: Sampling parameters that count the tokens generated so far, and what leaves each without effect. SGLang counts from
-#: 0 again when a request is prefilled again.
-COUNTING: Final[Mapping[str, float]] = MappingProxyType(
-    {"frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0, "min_new_tokens": 0}
+#: Sampling parameters that count the tokens generated so far: what leaves each without effect, and the class of
+#: SGLang's that counts, from 0 again when a request is prefilled again.
+COUNTING: Final[Mapping[str, tuple[float, str]]] = MappingProxyType(
+    {
+        "frequency_penalty": (0.0, "BatchedFrequencyPenalizer"),
+        "presence_penalty": (0.0, "BatchedPresencePenalizer"),
+        "repetition_penalty": (1.0, "BatchedRepetitionPenalizer"),  # not in 0.5.6 and 0.5.8, which do not heed it
+        "min_new_tokens": (0, "BatchedMinNewTokensPenalizer"),
+    }
 )
+_PENALTIES: Final = "sglang.srt.sampling.penaltylib"
 
 
 def can_retract(scheduler: Any = None, arguments: Any = None) -> str | None:
@@ -80,6 +88,8 @@ def _of_the_engine(scheduler: Any, arguments: Any) -> str | None:
     for loop in event_loops(arguments):
         if ignores_pause(getattr(scheduler, loop, None)):
             return f"SGLang's {loop}, in which this engine runs ({_why(loop)}), goes on while the engine is paused"
+    if getattr(arguments, "enable_dp_attention", False) and getattr(arguments, LOCAL_CONTROL, False):
+        return f"each data-parallel rank takes the pause at a step of its own, and waits for the others ({LOCAL_CONTROL})"
     for argument, loss in RECORDED.items():
         if getattr(arguments, argument, False):
             return f"{loss} ({argument})"
@@ -111,30 +121,28 @@ def ignores_pause(loop: Any) -> bool:
 def lost_with(requests: Iterable[Any]) -> str | None:
     """What one of the requests in flight would lose if it were retracted; None if nothing.
 
+    Log-probs are not lost: SGLang keeps those of tokens and of the prompt as they were computed first.
+
     Args:
         requests: SGLang's ``GenerateReqInput`` of each.
     """
     for request in requests:
         if getattr(request, "input_embeds", None) is not None:
             return "a request with input_embeds would start anew, its tokens discarded and their log-probs kept"
-        if getattr(request, "return_logprob", False) and _asks_for_prompt(request):
-            return "the log-probs of a prompt (logprob_start_len) would be those of the new weights"
-        for name in COUNTING:
-            if _parameter(request, name) != COUNTING[name]:
+        for name, (neutral, counter) in COUNTING.items():
+            if _parameter(request, name, neutral) != neutral and _has(counter):
                 return f"SGLang would forget the tokens that {name} has counted so far"
     return None
 
 
-def _asks_for_prompt(request: Any) -> bool:
-    start = getattr(request, "logprob_start_len", None)
-    starts = start if isinstance(start, list) else [start]
-    return any(one is not None and one >= 0 for one in starts)  # -1: output only
-
-
-def _parameter(request: Any, name: str) -> Any:
+def _parameter(request: Any, name: str, neutral: float) -> Any:
     parameters = getattr(request, "sampling_params", None)
     value = parameters.get(name) if isinstance(parameters, Mapping) else getattr(parameters, name, None)
-    return COUNTING[name] if value is None else value
+    return neutral if value is None else value
+
+
+def _has(counter: str) -> bool:
+    return hasattr(importlib.import_module(_PENALTIES), counter)
 
 
 def _names(function: Any) -> tuple[str, ...]:
