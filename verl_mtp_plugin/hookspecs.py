@@ -29,6 +29,10 @@ A subclass of ``GPTModel`` that overrides neither method needs nothing. A class 
 its own; until then a job that would train MTP on it stops with an ``UnsupportedError``. megatron-core's HybridModel
 (MambaModel before 0.18) is registered here in this way.
 
+A training engine of verl's (``EngineRegistry.register``) needs no hook. One whose code never asks for
+``model_config.mtp`` is refused where ``mtp.enable_train`` is set; if it trains MTP all the same, its class says so by
+an attribute ``trains_mtp = True``.
+
 A model family is described as data too. It says where a Hugging Face config holds the number of MTP layers, how their
 tensors are named, and with which toy config the bridges are asked about it by ``verl-mtp models``::
 

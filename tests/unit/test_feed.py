@@ -54,6 +54,7 @@ def checkpoint(folder: Path, *more: str) -> Path:
     """A folder with the index of a checkpoint of three MTP layers, with copies, scales and a bias."""
     copies = names(0, 1, 2, suffixes=("embed_tokens.weight", "shared_head.head.weight"))
     others = names(0, suffixes=("eh_proj.weight_scale_inv", "mlp.gate.e_score_correction_bias"))
+    copies.append("model.layers.2.word_embeddings.weight")  # of no name that the family has
     every = (*TRUNK, *names(0, 1, 2), *copies, *others, *more)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(every, "a")}))
     return folder

@@ -27,6 +27,8 @@ DELTA: Final = "delta_flush"
 #: In a delta's message, the JSON that names its tensors; ``dense`` is the encoding of whole ones.
 _SPEC: Final = "__delta_spec__"
 _DENSE: Final = "dense"
+#: How names of the trunk's embedding and head end, which an MTP layer of a checkpoint may hold again.
+_SHARED: Final = ("embed_tokens.weight", "embeddings.weight", "lm_head.weight", "head.weight", "output.weight")
 #: Drafters without weights.
 _WITHOUT_WEIGHTS: Final = frozenset({"NGRAM"})
 _RANDOM: Final = "dummy"
@@ -145,7 +147,7 @@ class Feed:
         return {
             name
             for name in present
-            if name.endswith(".weight") and not name.endswith(family.copies or ("\0",))
+            if name.endswith(".weight") and not name.endswith((*family.copies, *_SHARED))
             if (layer := self._names.layer(name)) is None or not layers or layer in layers
         }
 
