@@ -201,6 +201,12 @@ def matrix(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", requires=["layers"])
+def upstream(session: nox.Session) -> None:
+    """The contract on a checkout of megatron-core's main or dev branch: ``upstream -- ~/Megatron-LM``."""
+    _run_in_stack(session, "-m", "tests.contract.upstream", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["layers"])
 def models(session: nox.Session) -> None:
     """Ask every bridge for every model family's MTP, and write docs/MODELS.md."""
     _run_in_stack(session, "-m", "tests.bridges.models_table", *session.posargs)

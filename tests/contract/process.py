@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ def prepare(verl: str, megatron_core: str, *, plugin: bool, device: str) -> tupl
 
     from .world import World
 
-    numbers = tuple(int(part) for part in megatron_core.split("."))
+    numbers = tuple(int(part) for part in re.findall(r"\d+", megatron_core)[:3])  # "0.20.0rc0" of a checkout, too
     return World(torch.device(device), numbers, mtp_patch, plugin), versions, verl_error
 
 
