@@ -7,7 +7,6 @@ takes its server with it by SIGQUIT, as SGLang's does.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import sys
@@ -141,12 +140,6 @@ def _engine(module: ModuleType) -> None:
         vars(module)["mp"] = ThreadedMultiprocessing("multiprocessing")
 
 
-def _server_args(module: ModuleType) -> None:
-    # verl (0.9.1 and its main branch) asks for the dataclass fields of a class that is none from SGLang 0.5.20 on.
-    if not dataclasses.is_dataclass(module.ServerArgs):
-        module.ServerArgs.__dataclass_fields__ = {}
-
-
 def _patch_torch(module: ModuleType) -> None:
     # Its reducer indexes what a CUDA tensor's pickle has and a CPU tensor's has not.
     vars(module)["monkey_patch_torch_reductions"] = lambda: None
@@ -164,7 +157,6 @@ _ACTIONS: Final[dict[str, Callable[[ModuleType], None]]] = {
     "sglang.srt.managers.scheduler": _scheduler,
     "sglang.srt.managers.detokenizer_manager": _detokenizer,
     "sglang.srt.entrypoints.engine": _engine,
-    "sglang.srt.server_args": _server_args,
     "sglang.srt.utils.patch_torch": _patch_torch,
     "verl.workers.rollout.sglang_rollout.sglang_rollout": _server_adapter,
 }

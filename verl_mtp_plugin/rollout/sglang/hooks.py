@@ -11,7 +11,7 @@ from ...environment import Environment
 from ...patching import MISSING, Patch, PatchSet, Target, Verdict, applicable, unsupported
 from ..acceptance_hooks import SGLANG_SERVER
 from ..coroutines import around_async, later
-from . import adapter, refusals, scheduler
+from . import adapter, refusals, scheduler, verl_compat
 
 MANAGER: Final = "sglang.srt.managers.tokenizer_manager"
 _NEEDS_DRAIN: Final = "no release of verl; delete when its server waits until SGLang is idle"
@@ -184,6 +184,7 @@ LOAD_FORMAT: Final = Patch(
 )
 
 PATCHES: Final[tuple[Patch | PatchSet, ...]] = (
+    *verl_compat.PATCHES,
     MEMORY,
     SERVER,
     *IDLE,
