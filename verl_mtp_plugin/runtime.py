@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 from . import __version__
@@ -47,6 +48,7 @@ class Runtime:
         self.fault: SettingsError | None = None
         self.active = False
         self._plugins: Plugins | None = None
+        self._packages: dict[int, str] = {}  # who brought a patch set, by its identity; "" for our own
         self._lock = threading.RLock()
 
     def activate(self, settings: Settings | Mapping[str, Any] | str | None = None) -> PatchReport:
@@ -121,21 +123,19 @@ class Runtime:
 
     def _arm(self, only: frozenset[str] | None, reason: str) -> None:
         """Arm all patch sets, or those of ours with an id in ``only``; the others are skipped for ``reason``."""
-        for package, patches in self._known_patches():
-            if only is None:
-                self.engine.arm(patches, package=package)
-                continue
-            chosen = [not package and patch.id in only for patch in patches]
-            others = [patch for patch, kept in zip(patches, chosen, strict=True) if not kept]
-            self.engine.skip(others, reason, package=package)
-            self.engine.arm([patch for patch, kept in zip(patches, chosen, strict=True) if kept], package=package)
+        for package, patches in groupby(self._known_patches(), lambda patch: self._packages.get(id(patch), "")):
+            chosen = [(only is None or (not package and patch.id in only), patch) for patch in patches]
+            self.engine.skip([patch for kept, patch in chosen if not kept], reason, package=package)
+            self.engine.arm([patch for kept, patch in chosen if kept], package=package)
 
-    def _known_patches(self) -> list[tuple[str, list[PatchSet]]]:
-        """The patch sets of each package, after its name for messages ("" for our own)."""
+    def _known_patches(self) -> list[PatchSet]:
+        """The patch sets of all packages, our own first."""
         if self._plugins is None:
             self._plugins = Plugins()
         found = self._plugins.patches_by_package(self.environment)
-        return [(package, [as_patch_set(item) for item in items]) for package, items in found]
+        sets = [(package, as_patch_set(item)) for package, items in found for item in items]
+        self._packages = {id(patch_set): package for package, patch_set in reversed(sets)}  # the first has it
+        return [patch_set for _, patch_set in sets]
 
     def deactivate(self) -> None:
         with self._lock:

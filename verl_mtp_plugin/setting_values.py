@@ -9,7 +9,8 @@
 - A **word** is one of its choices. Case and spaces around a value do not matter anywhere.
 - ``null`` is the option's default. An empty environment variable is none.
 
-YAML and Hydra read an unquoted value before we do: ``010`` and ``0x10`` reach us as the numbers 8 and 16.
+YAML reads an unquoted value before we do: ``010``, ``0x10``, ``0b1``, ``1:30`` and ``1__0`` reach us as the numbers 8,
+16, 1, 90 and 10.
 """
 
 from __future__ import annotations

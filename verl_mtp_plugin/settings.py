@@ -94,7 +94,7 @@ class Settings:
         environ = os.environ if environ is None else environ
         settings = cls()
         text = environ.get(MODE_VARIABLE, "")
-        if text.strip():
+        if not is_null(text):
             settings = cls(Mode.parse(text, source=MODE_VARIABLE), MODE_VARIABLE)
         if settings.mode is Mode.OFF:
             return settings

@@ -86,6 +86,47 @@ def test_the_kill_switch_wins_over_the_flag(run_stack: RunStack) -> None:
     assert lines == ["strict", "verl.workers.config.model True strict", "strict", "off False"]
 
 
+DOORS = """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from verl_mtp_plugin.errors import SettingsError
+    from verl_mtp_plugin.settings import OPTION_VARIABLES, Settings
+
+    parser = OverridesParser.create()
+    TEXTS = "5 +5 5.0 1e3 1E+3 1_000 .5 1.5 0 1 -1 1e9 1e12 010 0x10 0b1 1:30 nan inf .inf -inf 1__0 _1 60s".split()
+    TEXTS += "true True TRUE false yes no on off Off y null auto strict joint Total_Variation random retract".split()
+    TEXTS += ["'5'", "'true'", "'off'", "\uff19", "9" * 40]
+
+    def typed(text):
+        return parser.parse_override(f"+a={text}").value()
+
+    def outcome(read):
+        try:
+            return repr(read())
+        except (SettingsError, HydraException):
+            return "refused"
+
+    differ, same = set(), 0
+    for name, variable in {"mode": "VERL_MTP_PLUGIN", **OPTION_VARIABLES}.items():
+        for text in TEXTS:
+            found = [
+                outcome(lambda: getattr(Settings.from_environment({variable: text.strip("'")}), name)),
+                outcome(lambda: getattr(Settings().with_config(OmegaConf.create(f"{name}: {text}")), name)),
+                outcome(lambda: getattr(Settings().with_config({name: typed(text)}), name)),
+            ]
+            same += len(set(found)) == 1
+            differ |= set() if len(set(found)) == 1 else {text}
+    print("=>", sorted(differ))
+    print("=>", same > 400)
+"""
+
+
+def test_environment_yaml_and_command_line_are_read_alike(run_stack: RunStack) -> None:
+    """Each option by each door. What differs is YAML's own notation of numbers, which it reads before we do."""
+    assert results(run_stack(DOORS)) == ["['010', '0b1', '0x10', '1:30', '1__0']", "True"]
+
+
 OFF_LATE = """
     import megatron.core.models.gpt.gpt_model as gpt
     before = dict(vars(gpt.GPTModel))
@@ -212,6 +253,8 @@ def test_even_ranks_pass_in_strict_mode(tmp_path: Path) -> None:
     done = launch(tmp_path, [(MBRIDGE[-1], True), (MBRIDGE[-1], True)], "strict")
     assert [results(d) for d in done] == [["passed"], ["passed"]], done
     assert "differ" not in done[0].stderr + done[1].stderr
+    first, second = (sum("at the start of training" in line for line in d.stderr.splitlines()) for d in done)
+    assert (first, second) == (1, 0)
 
 
 def test_a_node_that_differs_is_named_in_one_warning(tmp_path: Path) -> None:

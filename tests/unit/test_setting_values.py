@@ -145,7 +145,7 @@ def test_null_is_the_default_at_both_doors(name: str) -> None:
     assert getattr(changed, name) != default
     for value in (None, "null", ""):
         assert getattr(changed.with_config({name: value}), name) == default
-    assert Settings.from_environment({OPTION_VARIABLES[name]: " "}) == Settings()
+    assert Settings.from_environment({OPTION_VARIABLES[name]: " ", "VERL_MTP_PLUGIN": "null"}) == Settings()
 
 
 @pytest.mark.parametrize("name", [*PARSERS, "mode"])

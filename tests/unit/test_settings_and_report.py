@@ -143,6 +143,27 @@ def test_report_as_json_and_as_a_line() -> None:
     assert REPORT.banner() == "verl-mtp-plugin 0.1.0 (auto) applied: a; armed: 1"
 
 
+def test_a_line_at_the_start_of_training_counts_sets_and_names_what_is_not_applied() -> None:
+    def part(patch_set: str, id: str, decision: Decision, detail: str = "", package: str = "") -> PatchRecord:
+        return replace(record(id, decision), patch_set=patch_set, detail=detail, package=package)
+
+    records = (
+        part("a", "a.1", Decision.APPLIED),
+        part("a", "a.2", Decision.NOT_NEEDED),
+        part("b", "b", Decision.NOT_NEEDED),
+        part("c", "c", Decision.ARMED, "waits for sglang"),
+        part("d", "d.1", Decision.UNSUPPORTED, "not applied, because d.2 of the same set is failed"),
+        part("d", "d.2", Decision.FAILED, "TypeError: no"),
+        part("e", "a.1", Decision.CONFLICT, "the id 'a.1' is taken", "plugin 'lab' from lab_hooks (lab 1.0)"),
+    )
+    assert replace(REPORT, patches=records).summary() == (
+        "verl-mtp-plugin 0.1.0 at the start of training: 1 applied, 1 not needed, 1 for modules that this process has "
+        "not imported; 2 not applied: d.2 is failed (TypeError: no); a.1 of plugin 'lab' from lab_hooks (lab 1.0) is "
+        "conflict (the id 'a.1' is taken)"
+    )
+    assert REPORT.summary().endswith("1 applied, 1 for modules that this process has not imported; none failed")
+
+
 def test_digest_tells_versions_and_decisions_apart_but_not_roles() -> None:
     digest = REPORT.digest()
     assert len(digest) == 12

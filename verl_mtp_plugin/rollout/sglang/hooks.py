@@ -11,7 +11,7 @@ from ...environment import Environment
 from ...patching import MISSING, Patch, PatchSet, Target, Verdict, applicable, unsupported
 from ..acceptance_hooks import SGLANG_SERVER
 from ..coroutines import around_async, later
-from . import adapter, scheduler
+from . import adapter, refusals, scheduler
 
 MANAGER: Final = "sglang.srt.managers.tokenizer_manager"
 _NEEDS_DRAIN: Final = "no release of verl; delete when its server waits until SGLang is idle"
@@ -187,6 +187,7 @@ PATCHES: Final[tuple[Patch | PatchSet, ...]] = (
     MEMORY,
     SERVER,
     *IDLE,
+    *refusals.SERVER_PATCHES,
     LOAD_FORMAT,
     *adapter.PATCHES,
     *scheduler.PATCHES,

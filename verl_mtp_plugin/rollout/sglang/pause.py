@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from ... import runtime
-from ...errors import UnsupportedError, WeightSyncError
+from ...errors import WeightSyncError
 from .. import acceptance
 from .drain import CONTROL_LIMIT, answered, in_flight
 from .memory import Memory, memory_of, open_for_verl
@@ -71,20 +71,19 @@ async def retract_all_requests(server: Any) -> dict[str, Any]:
         aborted: 0. retracted: requests that were in flight.
 
     Raises:
-        UnsupportedError: the installed SGLang loses them, or ends itself. Nothing is paused.
+        UnsupportedError: SGLang would lose them or something of them, or end itself. Nothing is paused.
     """
-    from .scheduler import can_retract
+    from .refusals import refused
+    from .retraction import can_retract, lost_with
 
     if is_second(server):
         return {"aborted": 0, "retracted": 0}
-    reason = can_retract()
-    if reason is not None:
-        raise UnsupportedError(
-            found=f"sync_requests=retract, but {reason}",
-            expected="an SGLang that continues retracted requests after a weight sync",
-            advice="Set mtp.plugin.sync_requests=abort.",
-        )
     manager = server.tokenizer_manager
+    reason = can_retract(arguments=manager.server_args) or lost_with(
+        state.obj for state in list(manager.rid_to_state.values()) if not state.finished
+    )
+    if reason is not None:
+        raise refused(reason)
     retracted = 0 if manager.is_pause else in_flight(manager)
     pause = manager.pause_generation(message("PauseGenerationReqInput", mode="retract"))
     await answered(pause, runtime.settings().sync_control_timeout_s, "pause_generation")
