@@ -75,6 +75,9 @@ class _WithOldModelType:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model_type, name)
 
+    def __call__(self, value: Any) -> Any:
+        return self._model_type(value)
+
 
 # -- probes ------------------------------------------------------------------------------------------------------------
 
