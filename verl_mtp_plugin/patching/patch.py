@@ -59,7 +59,7 @@ class Target:
 
     def __post_init__(self) -> None:
         fields = Fields(self, "module")
-        fields.dotted("module", "megatron.core.models.gpt.gpt_model")
+        fields.dotted("module", "my_lab.models")
         fields.dotted("qualname", "Model.forward")
 
     def __str__(self) -> str:
