@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,9 @@ STACK_TESTS = ("tests/stack", "tests/bridges", "tests/contract")
 ROLLOUT_TESTS = ("tests/rollout",)
 #: The packages that import neither torch nor verl are also tested on these, where the machine has them.
 OTHER_PYTHONS = ("3.10", "3.12", "3.13")
+#: The newest that verl admits, and the only one that Megatron-Bridge from 0.4.2 on declares.
+NEWEST_PYTHON = "3.12"
+NEWEST_TESTS = (*STACK_TESTS, *ROLLOUT_TESTS, "tests/unit")
 NOX = "nox==2026.10.20"  # the version of tests/requirements/lint.txt
 
 
@@ -67,6 +71,15 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "unit", "stack", "rollout"]
 
 
+def _interpreter(version: str) -> str | None:
+    """A Python of that version: on the path, or one that pyenv has installed and not put there."""
+    if _runs(version):
+        return shutil.which(f"python{version}")
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = sorted(versions.glob(f"{version}.*/bin/python"), key=lambda path: int(path.parts[-3].split(".")[2]))
+    return str(found[-1]) if found else None
+
+
 def _runs(version: str) -> bool:
     """Whether this machine has a working Python of that version (a version manager's shim may be there and fail)."""
     found = shutil.which(f"python{version}")
@@ -100,22 +113,21 @@ def layers(session: nox.Session) -> None:
         session.install("-q", "-r", str(REQUIREMENTS / "stack.txt"), "-c", str(REQUIREMENTS / "constraints.txt"))
         done.touch()
     for distribution, version in stacks.LAYERS:
-        _install_layer(session, distribution, version)
+        # megatron-core >= 0.17 and Megatron-Bridge >= 0.4.2 declare Python >= 3.12; their wheels work on 3.11, with
+        # which all releases can be tested. Session ``newest`` has the Python that they declare.
+        _install_layer(session, LAYERS, distribution, version, "--ignore-requires-python")
     session.install("-q", "--no-deps", "-e", str(ROOT))
     session.log(f"{LAYERS_VARIABLE}={LAYERS} {STACK_PYTHON}")
 
 
-def _install_layer(session: nox.Session, distribution: str, version: str) -> None:
+def _install_layer(session: nox.Session, layers: Path, distribution: str, version: str, *options: str) -> None:
     """One release in a directory of its own, without what it depends on, to be put on PYTHONPATH."""
-    target = LAYERS / f"{distribution}-{version}"
+    target = layers / f"{distribution}-{version}"
     if target.is_dir():
         return
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    # megatron-core >= 0.17 declares Python >= 3.12; the wheels work on 3.11, with which all releases can be tested.
-    session.install(
-        "-q", "--no-deps", "--ignore-requires-python", "--target", str(partial), f"{distribution}=={version}"
-    )
+    session.install("-q", "--no-deps", *options, "--target", str(partial), f"{distribution}=={version}")
     partial.rename(target)
 
 
@@ -149,6 +161,36 @@ def rollout(session: nox.Session) -> None:
     # By file: the tests of one share processes that take seconds to start.
     chosen = session.posargs or ROLLOUT_TESTS
     _run_in_stack(session, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *chosen)
+
+
+@nox.session(python=_interpreter(NEWEST_PYTHON) or NEWEST_PYTHON)
+def newest(session: nox.Session) -> None:
+    """The stack's and rollout's tests on Python 3.12, with the newest of all that the newest verl admits.
+
+    Not in CI: for this Python PyPI has torch with CUDA only, 5.4 GB. Nothing is pinned, and no release is made to take
+    a Python or a package that it does not declare.
+    """
+    layers = CACHE / f"layers-{NEWEST_PYTHON}"
+    for distribution, version in stacks.LAYERS:
+        _install_layer(session, layers, distribution, version)
+    done = Path(session.virtualenv.location) / "stack-installed"
+    if not done.exists():
+        admitted = _requirements(layers / f"verl-{stacks.VERL[-1]}")
+        session.install("-q", "torch")
+        session.install("-q", "-r", str(REQUIREMENTS / "stack.txt"), *admitted)
+        done.touch()
+    session.install("-q", "--no-deps", "-e", str(ROOT))
+    session.run("pip", "list", "--format=freeze", silent=False)
+    environ = {LAYERS_VARIABLE: str(layers), "RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
+    pytest = ("pytest", "-q", "-n", "2", "--dist", "loadfile", *(session.posargs or NEWEST_TESTS))
+    session.run(*pytest, env=environ | {"PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": ""})
+
+
+def _requirements(layer: Path) -> list[str]:
+    """What a release asks for, without its extras."""
+    (metadata,) = layer.glob("*.dist-info/METADATA")
+    asked = re.findall(r"^Requires-Dist: ([^;\n]+)(;.*)?$", metadata.read_text(), re.M)
+    return [requirement.strip() for requirement, marker in asked if "extra" not in marker]
 
 
 @nox.session(venv_backend="none", requires=["layers"])

@@ -1,6 +1,6 @@
 """pip install into fresh environments, each with one verl release and all that it asks for.
 
-    python3.11 noxfile.py fresh
+    python3.11 noxfile.py fresh                       # -- --render: the page from what was found the last time
 
 For each: what pip changed, and the plugin's banner from the driver and from a Ray actor. Minutes and gigabytes each.
 """
@@ -11,16 +11,21 @@ import json
 import subprocess
 import sys
 import tempfile
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import results_page
 
+sys.path.insert(0, str(results_page.ROOT))
+
+from tests.contract import stacks
+
 #: torch first and alone, so that no other build of it comes later. The limits are what verl's trainer needs
 #: (pyarrow 24 and datasets 5 break it), and what 0.8.0 imports and does not declare.
 TORCH = "torch==2.13.0"
 BESIDES = ["pyarrow<24", "datasets<5", "cachetools", "fastapi", "uvicorn"]
-VERL = ("0.7.1", "0.8.0", "0.9.1")
+VERL = ("0.7.1", "0.8.0", stacks.VERL[-1])
 
 BANNER = """
 import sys
@@ -75,7 +80,8 @@ def examine(verl: str, wheel: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def collect() -> list[dict[str, Any]]:
+    """All releases, a fresh environment each."""
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         run(sys.executable, "-m", "build", "-q", "--wheel", "--outdir", temporary, results_page.ROOT)
@@ -84,6 +90,11 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as environment:
                 rows.append(examine(verl, wheel, Path(environment)))
             print(json.dumps(rows[-1], indent=1), flush=True)
+    return rows
+
+
+def render(document: dict[str, Any]) -> str:
+    rows = document["rows"]
     lines = [
         "| verl | packages before | changed or removed | added | left after uninstall |",
         "|---|---|---|---|---|",
@@ -94,20 +105,28 @@ def main() -> None:
         ),
     ]
     banners = "\n".join(f"verl {row['verl']} {banner}" for row in rows for banner in row["banners"])
-    section = f"""
+    return f"""
 ## pip install into a fresh environment
 
-Each environment: Python {sys.version.split()[0]}, `{TORCH}`, then the verl release from PyPI with all that it asks for, then this plugin's wheel. `python3.11 noxfile.py fresh`; {results_page.hardware()}.
+Each environment: Python {document["python"]}, `{document["torch"]}`, then the verl release from PyPI with all that it asks for, then this plugin's wheel. `python3.11 noxfile.py fresh` on {document["date"]}; {document["hardware"]}.
 
 {chr(10).join(lines)}
 
-What a driver and a Ray actor say after `import verl`:
+What a driver and a Ray actor said after `import verl`, with the patches that the plugin had on that day:
 
 ```text
 {banners}
 ```
 """  # noqa: E501
-    results_page.write("fresh_install", {"torch": TORCH, "rows": rows}, section)
+
+
+def main() -> None:
+    if "--render" in sys.argv[1:]:
+        document = json.loads((results_page.RESULTS / "fresh_install.json").read_text())
+    else:
+        facts = {"date": date.today().isoformat(), "python": sys.version.split()[0]}
+        document = {**facts, "hardware": results_page.hardware(), "torch": TORCH, "rows": collect()}
+    results_page.write("fresh_install", document, render(document))
 
 
 if __name__ == "__main__":

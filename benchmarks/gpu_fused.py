@@ -31,7 +31,7 @@ sys.path.insert(0, str(results_page.ROOT))
 
 from tests.contract import stacks
 
-MEGATRON_CORE: Final = ("0.18.2", "0.19.2")
+MEGATRON_CORE: Final = ("0.18.2", stacks.MEGATRON_CORE[-1])
 VERL: Final = stacks.VERL[-1]
 #: A vocabulary as MiMo-7B's and Qwen2's; two layers, since only what comes after them differs.
 SIZES: Final = {"hidden_size": 2048, "ffn_hidden_size": 4096, "num_attention_heads": 16}
@@ -258,23 +258,24 @@ def run_cell(megatron_core: str) -> dict[str, Any]:
 def render(cells: list[dict[str, Any]]) -> str:
     lines = [
         "| megatron-core | log-probs apart: mean, max | MTP gradients apart | peak, log-probs: plain, fused | "
-        "peak, training: plain, fused |",
-        "|---|---|---|---|---|",
+        "peak, training: plain, fused | ms, log-probs: plain, fused | ms, training: plain, fused |",
+        "|---|---|---|---|---|---|---|",
     ]
     for cell in cells:
         gib = {name: f"{size / 2**30:.2f}" for name, size in cell["peak_bytes"].items()}
-        apart = cell["log_prob_difference"]
+        apart, ms = cell["log_prob_difference"], cell["milliseconds"]
         lines.append(
             f"| {cell['megatron_core']} | {apart['mean']:.4f}, {apart['max']:.4f} | "
             f"{cell['gradient_difference']['mtp']:.1e} | {gib['plain_infer']}, {gib['fused_infer']} GiB | "
-            f"{gib['plain_train']}, {gib['fused_train']} GiB |"
+            f"{gib['plain_train']}, {gib['fused_train']} GiB | {ms['plain_infer']:.0f}, {ms['fused_infer']:.0f} | "
+            f"{ms['plain_train']:.0f}, {ms['fused_train']:.0f} |"
         )
     first = cells[0]
     size = {name: f"{value / 2**30:.2f}" for name, value in first["logits_bytes"].items()}
     return f"""
 ## Fused log-prob kernels beside MTP
 
-verl {first["versions"]["verl"]}'s Triton kernel and forward functions, bf16, {first["tokens"]} packed tokens, a vocabulary of {VOCABULARY}, hidden size {SIZES["hidden_size"]}, {LAYERS} layers and one MTP layer. Peaks are beyond the weights; the logits alone are {size["bf16"]} GiB in bf16 and {size["bf16+fp32"]} GiB with the fp32 copy.
+verl {first["versions"]["verl"]}'s Triton kernel and forward functions, bf16, {first["tokens"]} packed tokens, a vocabulary of {VOCABULARY}, hidden size {SIZES["hidden_size"]}, {LAYERS} layers and one MTP layer. Peaks are beyond the weights; the logits alone are {size["bf16"]} GiB in bf16 and {size["bf16+fp32"]} GiB with the fp32 copy. Times are one pass each, after one to warm up.
 
 {chr(10).join(lines)}
 

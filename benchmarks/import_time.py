@@ -1,6 +1,6 @@
 """What the plugin costs where it is not wanted: at every interpreter start, and at ``import verl``.
 
-    python3.11 noxfile.py import_time
+    python3.11 noxfile.py import_time                 # -- --render: the page from what was found the last time
 
 Start-up: bare environments with our ``.pth`` and its module, an empty one, and one that only imports sys, in turn. At
 ``import verl``: a process that has imported verl with plugins turned off, and then loads ours; the entry-point scan
@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import results_page
 
@@ -89,32 +91,41 @@ def quartiles(times: list[float]) -> str:
     return f"{middle:.1f} ({low:.1f} to {high:.1f})"
 
 
-def main() -> None:
-    startup = startup_ms()
-    loads = {verl: load_ms(verl) for verl in stacks.VERL}
-    differences = [ours - empty for ours, empty in zip(startup["ours"], startup["empty"], strict=True)]
-    document = {
+def collect() -> dict[str, Any]:
+    """All samples."""
+    return {
+        "date": date.today().isoformat(),
         "hardware": results_page.hardware(),
         "python": sys.version.split()[0],
-        "startup_ms": startup,
-        "load_ms": loads,
+        "startup_ms": startup_ms(),
+        "load_ms": {verl: load_ms(verl) for verl in stacks.VERL},
     }
+
+
+def render(document: dict[str, Any]) -> str:
+    startup, loads = document["startup_ms"], document["load_ms"]
+    differences = [ours - empty for ours, empty in zip(startup["ours"], startup["empty"], strict=True)]
     rows = "\n".join(f"| loading the plugin at `import verl`, verl {v} | {quartiles(t)} |" for v, t in loads.items())
-    section = f"""
+    return f"""
 ## What it costs where it is not used
 
-Milliseconds of wall time, median (quartiles). Python {document["python"]}; {document["hardware"]}. `python3.11 noxfile.py import_time`.
+Milliseconds of wall time, median (quartiles). Python {document["python"]}; {document["hardware"]}. `python3.11 noxfile.py import_time` on {document["date"]}, with the patches that the plugin had on that day.
 
 | | ms |
 |---|---|
-| `python -c pass` with an empty `.pth`, {RUNS} runs | {quartiles(startup["empty"])} |
+| `python -c pass` with an empty `.pth`, {len(startup["empty"])} runs | {quartiles(startup["empty"])} |
 | with a `.pth` that says `import sys`: the least that one which does anything can cost | {quartiles(startup["import sys"])} |
 | with ours | {quartiles(startup["ours"])} |
 | ours less the empty one, run by run | {quartiles(differences)} |
 {rows}
 """  # noqa: E501
-    results_page.write("import_time", document, section)
-    print(json.dumps({name: quartiles(times) for name, times in {**startup, **loads}.items()}, indent=1))
+
+
+def main() -> None:
+    """Measure, or with ``--render`` make the page from what was found the last time."""
+    saved = results_page.RESULTS / "import_time.json"
+    document = json.loads(saved.read_text()) if "--render" in sys.argv[1:] else collect()
+    results_page.write("import_time", document, render(document))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import gpu_models
 from gpu_timing import Contender, in_turns, ratios, say
 from logprob_recompute_page import OFF, PLAIN, RECOMPUTE, STEP, misses, write
 
-MEGATRON_CORE: Final = ("0.16.1", "0.19.2")
+MEGATRON_CORE: Final = ("0.16.1", gpu_models.stacks.MEGATRON_CORE[-1])
 
 
 def main() -> int:

@@ -23,7 +23,10 @@ from typing import Any, Final
 import gpu_models
 from gpu_timing import Contender, in_turns, say
 
-MEGATRON_CORE: Final = ("0.16.1", "0.19.2")  # all sizes on the first, the middle one on the others
+MEGATRON_CORE: Final = (
+    "0.16.1",
+    gpu_models.stacks.MEGATRON_CORE[-1],
+)  # all sizes on the first, the middle one on the others
 TOKENS: Final = (4096, 8192, 16_384, 32_768, 65_536)
 FRACTIONS: Final = (1.0, 0.5)
 IN_MODEL: Final = ("plugin", "verl")

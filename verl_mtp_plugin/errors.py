@@ -38,6 +38,10 @@ class MissingWeightsError(MtpPluginError):
     """A checkpoint, or what is exported, lacks weights of MTP layers that the model has."""
 
 
+class AmbiguousWeightsError(MtpPluginError):
+    """What is exported has a tensor twice, or copies of one that should be alike differ."""
+
+
 class PatchRequiredError(MtpPluginError):
     """MTP is used, but a patch it must not run without is not in place."""
 

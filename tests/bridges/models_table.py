@@ -20,6 +20,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from tests.bridges import models_page
+from tests.contract import stacks
 from tests.contract.stacks import ROOT, layer
 from verl_mtp_plugin.models.family import MBRIDGE, MEGATRON_BRIDGE
 
@@ -42,12 +43,9 @@ class Stack:
 
 
 STACKS = (
-    Stack(MBRIDGE, "0.15.1", "0.16.1"),
-    Stack(MBRIDGE, "0.15.1", "0.19.2"),
-    Stack(MEGATRON_BRIDGE, "0.3.1", "0.16.1"),
-    Stack(MEGATRON_BRIDGE, "0.4.2", "0.17.1"),
-    Stack(MEGATRON_BRIDGE, "0.5.1", "0.18.2"),
-    Stack(MEGATRON_BRIDGE, "0.6.2", "0.19.2"),
+    Stack(MBRIDGE, stacks.MBRIDGE[-1], stacks.MBRIDGE_CORE),
+    Stack(MBRIDGE, stacks.MBRIDGE[-1], stacks.MEGATRON_CORE[-1]),
+    *(Stack(MEGATRON_BRIDGE, *release) for release in stacks.BRIDGE_CORES.items()),
 )
 
 

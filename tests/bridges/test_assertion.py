@@ -20,7 +20,7 @@ from tests.contract import stacks
 from tests.stack.conftest import results
 
 #: What verl 0.7.1 and its snapshots import together with.
-RELEASES = (("megatron-bridge", "0.3.1"), ("megatron-core", "0.16.1"), ("mbridge", stacks.MBRIDGE[-1]))
+RELEASES = (("megatron-bridge", "0.3.1"), ("megatron-core", stacks.MBRIDGE_CORE), ("mbridge", stacks.MBRIDGE[-1]))
 SNAPSHOT = "VERL_MTP_SNAPSHOT"
 REFUSAL = (
     "UnsupportedError: verl-mtp-plugin: found {model} with megatron-bridge 0.3.1: {why}; expected a bridge that builds "

@@ -16,12 +16,8 @@ from tests.contract import stacks
 from tests.stack.conftest import results
 
 #: verl, megatron-core and the bridge.
-MBRIDGE = tuple((verl, "0.16.1", "mbridge", stacks.MBRIDGE[-1]) for verl in stacks.VERL)
-MEGATRON_BRIDGE = (
-    ("0.7.1", "0.17.1", "megatron-bridge", "0.4.2"),
-    ("0.8.0", "0.18.2", "megatron-bridge", "0.5.1"),
-    ("0.9.1", "0.19.2", "megatron-bridge", "0.6.2"),
-)
+MBRIDGE = tuple((verl, stacks.MBRIDGE_CORE, "mbridge", stacks.MBRIDGE[-1]) for verl in stacks.VERL)
+MEGATRON_BRIDGE = tuple((verl, core, "megatron-bridge", release) for verl, core, release in stacks.WITH_MEGATRON_BRIDGE)
 STACKS = (*MBRIDGE, *MEGATRON_BRIDGE)
 Stack = tuple[str, str, str, str]
 EXPECTED = (

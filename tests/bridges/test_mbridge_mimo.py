@@ -1,4 +1,4 @@
-"""MiMo through the real mbridge 0.15.1, with and without the plugin's mend. Each case runs in a process of its own."""
+"""MiMo through the real mbridge, with and without the plugin's mend. Each case runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from tests.contract import stacks
 from tests.contract.stacks import ROOT, layer
 
-MBRIDGE = "0.15.1"
+MBRIDGE = stacks.MBRIDGE[-1]
 #: The one the quickstart uses, the first that calls the layer mtp_model_layer, and the newest.
-MEGATRON_CORE = ("0.16.1", "0.17.1", "0.19.2")
+MEGATRON_CORE = (stacks.MBRIDGE_CORE, "0.17.1", stacks.MEGATRON_CORE[-1])
 MODEL_TYPE = "bridge.mbridge_model_type"
 IDS = {f"bridge.mbridge_mimo.{name}" for name in ("layer_spec", "load", "save", "names")}
 
@@ -42,10 +43,10 @@ def test_without_the_plugin_nothing_is_built_on_newer_megatron_core(tmp_path: Pa
 def test_weights_come_back_bit_for_bit(tmp_path: Path, megatron_core: str) -> None:
     found = ask("round_trip", tmp_path, megatron_core)
     # megatron-core 0.17 removed the member of ModelType that mbridge asks for.
-    model_type = "not_needed" if megatron_core == "0.16.1" else "applied"
+    model_type = "not_needed" if megatron_core == stacks.MBRIDGE_CORE else "applied"
     assert found["decisions"] == dict.fromkeys(IDS, "applied") | {MODEL_TYPE: model_type}
     assert found["missing"] == found["different"] == []
-    expected = "transformer_layer" if megatron_core == "0.16.1" else "mtp_model_layer"
+    expected = "transformer_layer" if megatron_core == stacks.MBRIDGE_CORE else "mtp_model_layer"
     assert expected in found["layer_names"]
 
 

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
+from tests.contract import stacks
 from verl_mtp_plugin.models import MBRIDGE, MEGATRON_BRIDGE
 from verl_mtp_plugin.models.families import FAMILIES
 
 from . import models_page, models_table
 from .models_table import Stack, ask
 
-MBRIDGE_OLD = Stack(MBRIDGE, "0.15.1", "0.16.1")
-MBRIDGE_NEW = Stack(MBRIDGE, "0.15.1", "0.19.2")
-MB_0_3 = Stack(MEGATRON_BRIDGE, "0.3.1", "0.16.1")
-MB_0_4 = Stack(MEGATRON_BRIDGE, "0.4.2", "0.17.1")
+MBRIDGE_OLD = Stack(MBRIDGE, stacks.MBRIDGE[-1], stacks.MBRIDGE_CORE)
+MBRIDGE_NEW = Stack(MBRIDGE, stacks.MBRIDGE[-1], stacks.MEGATRON_CORE[-1])
+MB_0_3 = Stack(MEGATRON_BRIDGE, "0.3.1", stacks.BRIDGE_CORES["0.3.1"])
+MB_0_4 = Stack(MEGATRON_BRIDGE, "0.4.2", stacks.BRIDGE_CORES["0.4.2"])
 
 #: No connection leaves the process, and no name is looked up.
 OFFLINE = """

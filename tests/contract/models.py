@@ -125,7 +125,10 @@ def build(
     spec = specs.get_gpt_layer_local_spec
     if transformer_engine:
         spec = specs.get_gpt_layer_with_transformer_engine_spec
-    layer = call_with(spec, num_experts=experts, moe_grouped_gemm=False, normalization="RMSNorm")
+    layer = call_with(
+        spec, num_experts=experts, moe_grouped_gemm=False, normalization="RMSNorm",
+        enable_hyper_connection=config.get("enable_hyper_connections", False),
+    )  # fmt: skip
     if attention or packed:
         layer.submodules.self_attention.submodules.core_attention = attention or PackedAttention
     block = specs.get_gpt_mtp_block_spec(transformer, layer, use_transformer_engine=transformer_engine) if mtp else None

@@ -48,9 +48,16 @@ def run_trunk(model: Any, batch: Batch) -> tuple[torch.Tensor, dict[str, Any]]:
     return seen.pop("output"), seen
 
 
-def roll(values: torch.Tensor) -> torch.Tensor:
-    """[b, s] one position to the left; what comes in from beyond the end is zero."""
-    return torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+def roll(values: torch.Tensor, end: float = 0) -> torch.Tensor:
+    """[b, s] one position to the left; what comes in from beyond the end is zero, or ``end``."""
+    return torch.cat([values[:, 1:], torch.full_like(values[:, :1], end)], dim=1)
+
+
+def padding_at_the_end() -> bool:
+    """Whether this megatron-core calls a position padding whose next token lies beyond the end (dev, #6246)."""
+    from megatron.core.transformer.multi_token_prediction import roll_tensor
+
+    return "fill_values" in inspect.signature(roll_tensor).parameters
 
 
 def run_mtp(
@@ -74,7 +81,7 @@ def run_mtp(
         joined, _ = layer.eh_proj(torch.cat([layer.enorm(embedded), layer.hnorm(hidden)], dim=-1))
         arguments = {"attention_mask": batch.attention_mask, "rotary_pos_emb": call.get("rotary_pos_emb")}
         if padding is not None:
-            padding = roll(padding)
+            padding = roll(padding, padding_at_the_end())
             if "padding_mask" in inspect.signature(type(layer).forward).parameters:
                 arguments["padding_mask"] = padding
         inner = layer.mtp_model_layer if hasattr(layer, "mtp_model_layer") else layer.transformer_layer

@@ -1,20 +1,43 @@
-"""Which releases the matrix is made of, and where they lie. Standard library only: noxfile.py reads it too."""
+"""Where the releases of ``verl_mtp_plugin/tested.py`` lie. Standard library only: noxfile.py reads it too."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-VERL = ("0.7.1", "0.8.0", "0.9.0", "0.9.1")
-MEGATRON_CORE = ("0.15.3", "0.16.1", "0.17.1", "0.18.2", "0.19.2")
-#: For the tests of bridges and the quickstart.
-MBRIDGE = ("0.15.1",)
-MEGATRON_BRIDGE = ("0.3.1", "0.4.2", "0.5.1", "0.6.2")
-#: The SGLang that each verl pins (0.9.0 as 0.8.0).
-SGLANG_PINS = {"0.7.1": "0.5.6", "0.8.0": "0.5.8", "0.9.1": "0.5.12.post1"}
-SGLANG = (*SGLANG_PINS.values(), "0.5.21")  # the first with weight-update sessions
+ROOT = Path(__file__).resolve().parents[2]
+
+if TYPE_CHECKING:
+    from verl_mtp_plugin import tested
+else:  # by path: a process without the plugin must not import its package
+    _spec = importlib.util.spec_from_file_location("tested_releases", ROOT / "verl_mtp_plugin" / "tested.py")
+    tested = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(tested)
+
+VERL = tested.VERL
+MEGATRON_CORE = tested.MEGATRON_CORE
+MBRIDGE = tested.MBRIDGE
+MBRIDGE_CORE = tested.MBRIDGE_CORE
+MEGATRON_BRIDGE = tested.MEGATRON_BRIDGE
+BRIDGE_CORES = tested.BRIDGE_CORES
+SGLANG_PINS = tested.SGLANG_PINS
+SGLANG = tested.SGLANG
+VLLM_PINS = tested.VLLM_PINS
+VLLM = tested.VLLM
+#: Releases of verl, megatron-core and Megatron-Bridge that import together; verl 0.8.0 needs Megatron-Bridge >= 0.5.
+WITH_MEGATRON_BRIDGE = tuple(
+    (verl, BRIDGE_CORES[bridge], bridge)
+    for verl, bridge in (("0.7.1", "0.4.2"), ("0.8.0", "0.5.1"), (VERL[-1], MEGATRON_BRIDGE[-1]))
+)
+#: The transformers that these Megatron-Bridges ask for, which verl's newest releases do not take.
+ASKED_TRANSFORMERS = {
+    "0.3.1": (("transformers", "4.57.6"), ("huggingface_hub", "0.36.2")),
+    "0.4.2": (("transformers", "5.3.0"),),
+}
 #: Everything that is installed as a layer.
 LAYERS = (
     *(("verl", version) for version in VERL),
@@ -22,6 +45,7 @@ LAYERS = (
     *(("mbridge", version) for version in MBRIDGE),
     *(("megatron-bridge", version) for version in MEGATRON_BRIDGE),
     *(("sglang", version) for version in SGLANG),
+    *(release for releases in ASKED_TRANSFORMERS.values() for release in releases),
 )
 
 #: A directory with one layer per release, ``verl-0.9.1/``, ``megatron-core-0.16.1/`` and so on, each made by
@@ -29,7 +53,6 @@ LAYERS = (
 LAYERS_VARIABLE = "VERL_MTP_LAYERS"
 #: The nox session that makes the layers.
 LAYERS_SESSION = "layers"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class MissingLayerError(RuntimeError):
@@ -81,5 +104,5 @@ def python_path(cell: Cell) -> str:
 
 def quickstart_path() -> str:
     """PYTHONPATH for examples/quickstart: the newest verl, and the releases that mbridge from PyPI imports on."""
-    chosen = (("verl", VERL[-1]), ("megatron-core", "0.16.1"), ("mbridge", MBRIDGE[-1]))
+    chosen = (("verl", VERL[-1]), ("megatron-core", MBRIDGE_CORE), ("mbridge", MBRIDGE[-1]))
     return os.pathsep.join(str(layer(*release)) for release in chosen)

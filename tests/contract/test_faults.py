@@ -9,10 +9,10 @@ from typing import Any
 
 from .faults import MUST_TRIP
 from .runner import TIMEOUT_S, environment
-from .stacks import ROOT, Cell
+from .stacks import MEGATRON_CORE, ROOT, VERL, Cell
 
 #: The newest megatron-core: a fault needs something to be put into, such as a padding mask.
-CELL = Cell("0.9.1", "0.19.2")
+CELL = Cell(VERL[-1], MEGATRON_CORE[-1])
 
 
 def _run(module: str, cell: Cell) -> dict[str, Any]:

@@ -22,12 +22,19 @@ def prepare() -> None:
     faults.clear_faults()
 
 
-def model_config() -> Any:
+def mtp_config(enable: bool = True, **options: Any) -> Any:
+    """``model.mtp`` of a job that trains MTP and does not draft with it: the model here has nothing to draft with."""
+    from verl.workers.config.model import MtpConfig
+
+    return MtpConfig(enable=enable, **options)
+
+
+def model_config(mtp: bool = True) -> Any:
     """verl's config of a model that consists of a config and a tokenizer whose words are their ids."""
     from verl.workers.config import HFModelConfig
 
     path = toy_model.make(folder() / "model")
-    return HFModelConfig(path=str(path), trust_remote_code=False)
+    return HFModelConfig(path=str(path), trust_remote_code=False, mtp=mtp_config(mtp))
 
 
 def rollout_config(**options: Any) -> Any:

@@ -26,5 +26,5 @@ class Stack:
 
 
 PINNED = tuple(Stack(verl, sglang) for verl, sglang in stacks.SGLANG_PINS.items())
-#: Rules of SGLang that came after the last pin. verl 0.9.1 starts no server of it but with a stand-in's help.
+#: Rules of SGLang that came after the last pin. verl up to 0.9.1 starts no server of it but with a stand-in's help.
 LATEST = Stack(stacks.VERL[-1], stacks.SGLANG[-1])

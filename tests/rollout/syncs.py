@@ -6,6 +6,7 @@ import asyncio
 import copy
 import os
 import time
+from types import SimpleNamespace
 from typing import Any
 
 from verl_mtp_plugin.testing import faults
@@ -17,7 +18,7 @@ from .cluster import failure, finish, generate, ids, make_manager, start, within
 __all__ = ["finish", "start"]
 Outcome = dict[str, Any]
 #: ``mtp`` of a job that wants its requests to survive.
-RETRACT = {"plugin": {"sync_requests": "retract"}}
+RETRACT = {"enable": True, "plugin": {"sync_requests": "retract"}}
 #: For what must come; and how long a server is busy that becomes idle while it is drained.
 SERVED_S, BUSY_S = 60.0, 0.5
 
@@ -113,6 +114,26 @@ async def served(state: Any, seconds: float = SERVED_S) -> Outcome:
 
 async def status(state: Any) -> Any:
     return await state.replicas[0].server_handle.mtp_status.remote()
+
+
+async def asked_for_mtp(state: Any, step: int, train: bool) -> Outcome:
+    """A sync of a worker whose config drafts with MTP; the trainer's tensors are of no MTP layer."""
+
+    def ask(worker: Any, asked: bool) -> None:
+        from verl.workers.config.model import MtpConfig
+
+        adapter = worker.server_adapter
+        object.__setattr__(adapter.config, "mtp", MtpConfig(enable=asked, enable_train=train, enable_rollout=asked))
+        # The scheduler of these tests has no drafter that could be asked about.
+        drafter = SimpleNamespace(engine=adapter._engine, answers=False, layers=1)
+        vars(adapter)["_verl_mtp_drafter"] = drafter
+
+    (worker,) = state.replicas[0].workers
+    await worker.__ray_call__.remote(ask, True)
+    try:
+        return await sync(state, step)
+    finally:
+        await worker.__ray_call__.remote(ask, False)
 
 
 async def adopt(state: Any) -> None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import pytest
 
+from verl_mtp_plugin import tested
 from verl_mtp_plugin.rollout.sglang.drain import POLL_S
 from verl_mtp_plugin.testing.sglang_scheduler import KV_CACHE_GB
 
 from .conftest import StartHost
 from .guards import LONG
 from .host import Host
-from .stacks import LATEST, PINNED, Stack
+from .stacks import LATEST, PINNED
 
 STACKS = (*PINNED, LATEST)
 DRAIN_S, CONTROL_S = 4.0, 1.5
@@ -180,10 +181,7 @@ def test_without_the_plugin_a_late_result_ends_the_scheduler(host: Host) -> None
 
 
 def test_the_stacks_are_those_of_the_layers() -> None:
-    assert [str(stack) for stack in STACKS] == [
-        "verl-0.7.1_sglang-0.5.6",
-        "verl-0.8.0_sglang-0.5.8",
-        "verl-0.9.1_sglang-0.5.12.post1",
-        "verl-0.9.1_sglang-0.5.21",
-    ]
-    assert Stack("0.9.1", "0.5.21") == LATEST
+    pins = [f"verl-{verl}_sglang-{sglang}" for verl, sglang in tested.SGLANG_PINS.items()]
+    newest = f"verl-{tested.VERL[-1]}_sglang-{tested.SGLANG[-1]}"
+    assert [str(stack) for stack in STACKS] == [*pins, newest]
+    assert str(LATEST) == newest not in pins

@@ -105,6 +105,22 @@ def test_a_transfer_that_fails_once_is_tried_again(host: Host, step: str) -> Non
     assert host.play("served") == _serving(5)
 
 
+def test_a_frozen_drafter_is_served_with_what_the_checkpoint_has(host: Host) -> None:
+    """The server is asked, in its own process: it was started with load_format=auto."""
+    assert host.play("asked_for_mtp", step=5, train=False)["error"] == ""
+    assert host.play("served") == _serving(5)
+
+
+def test_a_trainer_that_does_not_feed_the_drafter_is_named(host: Host) -> None:
+    outcome = host.play("asked_for_mtp", step=6, train=True)
+    assert outcome["error"].startswith("WeightSyncError")
+    assert "replica 0: MTP is trained (mtp.enable_train=True), and the trainer sent none of its" in outcome["error"]
+    assert (host.play("status")["paused"], host.play("status")["released"]) == (True, [])
+    host.play("adopt")
+    assert host.play("sync", step=6)["error"] == ""
+    assert host.play("served") == _serving(6)
+
+
 def test_an_engine_that_is_never_idle_keeps_serving_the_old_weights(host: Host) -> None:
     before = host.play("status")["global_steps"]
     outcome = host.play("sync", step=6, faulty={"drain": ("busy", None)})

@@ -26,7 +26,7 @@ def results(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 @pytest.fixture
 def run_stack(tmp_path: Path) -> RunStack:
-    """Run code in a fresh interpreter with releases on PYTHONPATH: ``run_stack(code, verl="0.9.1")``."""
+    """Run code in a fresh interpreter with releases on PYTHONPATH: ``run_stack(code, verl=VERL[-1])``."""
 
     def _run(
         code: str, *, check: bool = True, paths: tuple[Path, ...] = (), timeout: float = 300, **what: str

@@ -6,6 +6,7 @@ kind of tensor, in how many of how many random cases both agree to the bit; and 
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
 from collections.abc import Callable
@@ -49,12 +50,34 @@ def lengths(rng: random.Random, ranks: int) -> list[int]:
     return [2 * ranks * rng.choice((0 if empty else 3, 1, 1, 2, 5)) for _ in range(rng.randint(1, 6))]
 
 
+def rolled(function: Any, tensor: torch.Tensor, packed: Any, group: Any, **how: Any) -> tuple[torch.Tensor, Any]:
+    """The result of a roll, and its sum; megatron-core dev's takes the bounds and gives no sum."""
+    if "cu_seqlens" in inspect.signature(function).parameters:
+        return function(tensor, -1, -1, packed.cu_seqlens_q, group, fill_value=1), None
+    result: tuple[torch.Tensor, Any] = function(tensor, -1, -1, packed, group, **how)
+    return result
+
+
 def operations(function: Any, sequences: int, group: Any) -> int:
     ranks = group.size()
     packed = SimpleNamespace(cu_seqlens_q=torch.arange(sequences + 1, dtype=torch.int32) * 4 * ranks)
     with Operations() as counted:
-        function(torch.ones(1, 4 * sequences), -1, -1, packed, group)
+        rolled(function, torch.ones(1, 4 * sequences), packed, group)
     return counted.count
+
+
+def same(one: Any, other: Any) -> bool:
+    """To the bit, None included."""
+    return one is other if one is None or other is None else torch.equal(one, other) and one.dtype == other.dtype
+
+
+def gradient(function: Any, tensor: torch.Tensor, packed: Any, group: Any) -> torch.Tensor | None:
+    """With respect to what was rolled; None for what has none."""
+    if not tensor.is_floating_point():
+        return None
+    source = tensor.detach().clone().requires_grad_()
+    (rolled(function, source, packed, group)[0] * torch.arange(tensor.shape[-1])).sum().backward()
+    return source.grad
 
 
 def main() -> None:
@@ -62,11 +85,13 @@ def main() -> None:
     cuda.init_process_group()
     from megatron.core.transformer import multi_token_prediction
 
-    theirs = vars(multi_token_prediction)["_roll_tensor_packed_seq"]
+    name = next(n for n in ("_roll_tensor_packed_seq", hooks.ZIGZAG) if hasattr(multi_token_prediction, n))
+    theirs = vars(multi_token_prediction)[name]
     engine = PatchEngine()
-    engine.arm([hooks.PACKED_ROLL])
-    (record,) = engine.records()
-    ours = vars(multi_token_prediction)["_roll_tensor_packed_seq"]
+    engine.arm([hooks.PACKED_ROLL, hooks.PACKED_ROLL_ZIGZAG])
+    decisions = {record.target.rpartition(":")[2]: str(record.decision) for record in engine.records()}
+    ours = vars(multi_token_prediction)[name]
+    asks = "return_sum" in inspect.signature(theirs).parameters
     group = dist.group.WORLD
     rng, found = random.Random(1), dict.fromkeys(KINDS, 0)
     torch.manual_seed(dist.get_rank())
@@ -79,12 +104,14 @@ def main() -> None:
         for kind, make in KINDS.items():
             tensor = make(int(bounds[-1]) // group.size() + padding + 1)
             before = tensor.clone()
-            one, other = theirs(tensor, -1, -1, packed, group), ours(tensor, -1, -1, packed, group)
-            same = torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
-            found[kind] += same and one[0].dtype == other[0].dtype and torch.equal(tensor, before)
-    counts = {name: [operations(function, n, group) for n in (2, 50)] for name, function in
+            how = {"return_sum": False} if asks and number % 3 == 0 else {}
+            one, other = (rolled(function, tensor, packed, group, **how) for function in (theirs, ours))
+            slopes = (gradient(function, tensor, packed, group) for function in (theirs, ours))
+            found[kind] += all((same(one[0], other[0]), same(one[1], other[1]), same(*slopes)))
+            found[kind] -= not torch.equal(tensor, before)
+    counts = {whose: [operations(function, n, group) for n in (2, 50)] for whose, function in
               (("theirs", theirs), ("ours", ours))}  # fmt: skip
-    print(json.dumps({"decision": str(record.decision), "same": found, "cases": CASES, "operations": counts}))
+    print(json.dumps({"name": name, "decisions": decisions, "same": found, "cases": CASES, "operations": counts}))
     cuda.end_process()
 
 

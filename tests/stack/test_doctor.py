@@ -6,8 +6,12 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.contract.stacks import MBRIDGE, MEGATRON_CORE, SGLANG, VERL, VLLM
 
 from .conftest import RunStack
 
@@ -19,10 +23,10 @@ CALL = """
     finally:
         print("torch" in sys.modules, file=sys.stderr)
 """
-STACK = {"verl": "0.9.1", "megatron_core": "0.18.2", "mbridge": "0.15.1"}
+STACK = {"verl": VERL[-1], "megatron_core": "0.18.2", "mbridge": MBRIDGE[-1]}
 
 
-def doctor(run_stack: RunStack, *arguments: str, **what: str) -> subprocess.CompletedProcess[str]:
+def doctor(run_stack: RunStack, *arguments: str, **what: Any) -> subprocess.CompletedProcess[str]:
     return run_stack(CALL.format(arguments=arguments), check=False, **what)
 
 
@@ -39,7 +43,7 @@ def test_versions_without_importing_torch_in_two_seconds(run_stack: RunStack) ->
 def test_json(run_stack: RunStack) -> None:
     findings = json.loads(doctor(run_stack, "--json", **STACK).stdout)
     assert findings["status"] == 0
-    assert {"name": "verl", "version": "0.9.1", "label": "tested"} in findings["installed"]
+    assert {"name": "verl", "version": VERL[-1], "label": "tested"} in findings["installed"]
     patches = {patch["id"]: patch for patch in findings["report"]["patches"]}
     patch = patches["training.postprocess.gpt_model"]
     assert patch["target"] == "megatron.core.models.gpt.gpt_model:GPTModel._postprocess"
@@ -48,9 +52,9 @@ def test_json(run_stack: RunStack) -> None:
     assert patch["reason"]
 
 
-@pytest.mark.parametrize("megatron_core", ["0.15.3", "0.19.2"])
+@pytest.mark.parametrize("megatron_core", [MEGATRON_CORE[0], MEGATRON_CORE[-1]])
 def test_probe_imports_the_stack_and_decides(run_stack: RunStack, megatron_core: str) -> None:
-    done = doctor(run_stack, "--json", "--probe", **{**STACK, "megatron_core": megatron_core, "mbridge": "0.15.1"})
+    done = doctor(run_stack, "--json", "--probe", **{**STACK, "megatron_core": megatron_core})
     findings = json.loads(done.stdout)
     decisions = {patch["id"]: patch["decision"] for patch in findings["report"]["patches"]}
     assert decisions["training.postprocess.gpt_model"] == "applied"
@@ -59,8 +63,37 @@ def test_probe_imports_the_stack_and_decides(run_stack: RunStack, megatron_core:
     assert findings["problems"] == []
 
 
+def distributions(folder: Path, **versions: str) -> tuple[Path, ...]:
+    """A folder in which these distributions are installed, as far as their metadata says."""
+    for name, version in versions.items():
+        metadata = folder / f"{name}-{version}.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    return (folder,)
+
+
+def test_a_tested_rollout_engine_is_labeled(run_stack: RunStack, tmp_path: Path) -> None:
+    """No test runs vLLM's own engine, and the label does not say so either."""
+    paths = distributions(tmp_path, sglang=SGLANG[-1], vllm=VLLM[-1])
+    findings = json.loads(doctor(run_stack, "--json", paths=paths, **STACK).stdout)
+    assert {"name": "sglang", "version": SGLANG[-1], "label": "tested"} in findings["installed"]
+    assert {"name": "vllm", "version": VLLM[-1], "label": "tested with a stand-in"} in findings["installed"]
+    assert (findings["notes"], findings["status"]) == ([], 0)
+
+
+@pytest.mark.parametrize(("engine", "tested"), [("sglang", SGLANG), ("vllm", VLLM)])
+def test_an_untested_rollout_engine_is_a_note(
+    run_stack: RunStack, tmp_path: Path, engine: str, tested: tuple[str, ...]
+) -> None:
+    paths = distributions(tmp_path, **{engine: "99.0"})
+    findings = json.loads(doctor(run_stack, "--json", paths=paths, **STACK).stdout)
+    assert {"name": engine, "version": "99.0", "label": "untested"} in findings["installed"]
+    assert findings["notes"] == [f"{engine} 99.0 is untested; tested are {', '.join(tested)}"]
+    assert findings["status"] == 1
+
+
 def test_what_is_missing_is_a_note_and_status_1(run_stack: RunStack) -> None:
-    done = doctor(run_stack, verl="0.9.1")
+    done = doctor(run_stack, verl=VERL[-1])
     assert done.returncode == 1
     assert "megatron-core is not installed in this environment" in done.stdout.replace("\n", " ")
     assert "neither mbridge nor megatron-bridge is installed" in done.stdout.replace("\n", " ")

@@ -12,7 +12,7 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Stack:
     verl: str
     megatron_core: str
     bridge: str = "mbridge"
-    release: str = "0.15.1"
+    release: str = stacks.MBRIDGE[-1]
     layout: str = "packed"
     clip_grad: str = ""
     per_token: bool = False
@@ -63,17 +63,16 @@ def mbridge(verl: str, megatron_core: str) -> Stack:
     return Stack(verl, megatron_core, layout="padded" if megatron_core == "0.15.3" else "packed")
 
 
-REFERENCE = Stack("0.9.1", "0.16.1")
-PADDED = Stack("0.9.1", "0.18.2", layout="padded")
+REFERENCE = Stack(stacks.VERL[-1], stacks.MBRIDGE_CORE)
+PADDED = replace(REFERENCE, megatron_core="0.18.2", layout="padded")
 VERL = tuple(version for version in stacks.VERL if version != "0.9.0")
-#: The pairs of Megatron-Bridge that import each other: 0.4 needs megatron-core 0.17, 0.5 needs 0.18 and 0.6 needs 0.19;
-#: verl 0.8.0 needs 0.5.
+#: Each verl with a Megatron-Bridge that imports with it, and the newest with all others on which MiMo is built.
 MEGATRON_BRIDGE = (
-    Stack("0.7.1", "0.17.1", "megatron-bridge", "0.4.2"),
-    Stack("0.8.0", "0.18.2", "megatron-bridge", "0.5.1"),
-    Stack("0.9.1", "0.17.1", "megatron-bridge", "0.4.2"),
-    Stack("0.9.1", "0.18.2", "megatron-bridge", "0.5.1"),
-    Stack("0.9.1", "0.19.2", "megatron-bridge", "0.6.2"),
+    *(Stack(verl, core, "megatron-bridge", release) for verl, core, release in stacks.WITH_MEGATRON_BRIDGE),
+    *(
+        Stack(stacks.VERL[-1], stacks.BRIDGE_CORES[release], "megatron-bridge", release)
+        for release in stacks.MEGATRON_BRIDGE[1:-1]
+    ),
 )
 CELLS = (*(mbridge(verl, core) for verl in VERL for core in stacks.MEGATRON_CORE), PADDED, *MEGATRON_BRIDGE)
 
@@ -181,7 +180,7 @@ def test_packed_and_padded_sequences_mean_the_same(found: Results) -> None:
 
 def test_clipping_with_the_policy_changes_it(found: Results) -> None:
     """The control: with one norm over everything, as Megatron has it, the comparisons above notice."""
-    joint = found[Stack("0.9.1", "0.16.1", clip_grad="joint")]
+    joint = found[replace(REFERENCE, clip_grad="joint")]
     assert not joint["policy_equal"]
     assert not joint["log_probs_equal"]["after"]
     assert joint["policy_metrics"] == found[REFERENCE]["policy_metrics"]
@@ -191,7 +190,7 @@ def test_clipping_with_the_policy_changes_it(found: Results) -> None:
 
 def test_both_normalisations_mean_the_same(found: Results) -> None:
     """calculate_per_token_loss: Megatron sums gradients and divides once, by tokens that verl counts."""
-    per_token = found[Stack("0.9.1", "0.16.1", per_token=True)]
+    per_token = found[replace(REFERENCE, per_token=True)]
     assert per_token["policy_equal"]
     for theirs, ours in zip(found[REFERENCE]["metrics"], per_token["metrics"], strict=True):
         assert ours["mtp/tokens"] == theirs["mtp/tokens"]
@@ -200,7 +199,7 @@ def test_both_normalisations_mean_the_same(found: Results) -> None:
 
 
 def test_packed_sequences_are_refused_where_mtp_would_mix_them(tmp_path: Path) -> None:
-    done = run(Stack("0.9.1", "0.15.3", layout="packed"), tmp_path)
+    done = run(replace(REFERENCE, megatron_core="0.15.3"), tmp_path)
     assert done.returncode != 0
     assert "found packed sequences with MTP training on megatron-core 0.15.3" in done.stderr
     assert "set actor_rollout_ref.model.use_remove_padding=False" in done.stderr

@@ -17,13 +17,14 @@ from verl_mtp_plugin.training.fused import memory as fused_memory
 
 from .conftest import MARK, RunStack, results
 
-WITH_HOOK = ("0.18.2", "0.19.2")
+#: megatron-core has the hook that the kernels need from 0.18 on.
+WITH_HOOK = stacks.MEGATRON_CORE[stacks.MEGATRON_CORE.index("0.18.2") :]
 
 
 @functools.cache
-def run(case: str, megatron_core: str, verl: str = "0.9.1") -> dict[str, Any]:
+def run(case: str, megatron_core: str, verl: str = stacks.VERL[-1]) -> dict[str, Any]:
     """What the worker saw."""
-    releases = (("verl", verl), ("megatron-core", megatron_core), ("mbridge", "0.15.1"))
+    releases = (("verl", verl), ("megatron-core", megatron_core), ("mbridge", stacks.MBRIDGE[-1]))
     env = {k: v for k, v in os.environ.items() if not k.startswith("VERL_") or k == stacks.LAYERS_VARIABLE}
     env |= {"PYTHONPATH": os.pathsep.join(str(stacks.layer(*r)) for r in releases), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +93,7 @@ def test_mtp_that_is_not_trained_stays_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("verl", "megatron_core", "why"),
     [
-        ("0.9.1", "0.16.1", fused_memory.OLD_MEGATRON_CORE),
+        (stacks.VERL[-1], "0.16.1", fused_memory.OLD_MEGATRON_CORE),
         ("0.8.0", "0.18.2", fused_memory.OLD_VERL),
         ("0.7.1", "0.16.1", fused_memory.OLD_VERL),
     ],
@@ -140,4 +141,4 @@ OTHERS = """
 
 
 def test_vision_models_and_the_actor_of_verl_0_7(run_stack: RunStack) -> None:
-    assert results(run_stack(OTHERS, verl="0.9.1", megatron_core="0.18.2")) == ["True", "WARNING True"]
+    assert results(run_stack(OTHERS, verl=stacks.VERL[-1], megatron_core="0.18.2")) == ["True", "WARNING True"]

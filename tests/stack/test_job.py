@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract import stacks
-from tests.contract.stacks import VERL
+from tests.contract.stacks import MBRIDGE, VERL
 
 from .conftest import RunStack, results
 
@@ -250,7 +250,7 @@ def launch(tmp_path: Path, ranks: list[tuple[str, bool]], mode: str) -> list[sub
 
 
 def test_even_ranks_pass_in_strict_mode(tmp_path: Path) -> None:
-    done = launch(tmp_path, [("0.15.1", True), ("0.15.1", True)], "strict")
+    done = launch(tmp_path, [(MBRIDGE[-1], True), (MBRIDGE[-1], True)], "strict")
     assert [results(d) for d in done] == [["passed"], ["passed"]], done
     assert "differ" not in done[0].stderr + done[1].stderr
     first, second = (sum("at the start of training" in line for line in d.stderr.splitlines()) for d in done)
@@ -258,16 +258,16 @@ def test_even_ranks_pass_in_strict_mode(tmp_path: Path) -> None:
 
 
 def test_a_node_that_differs_is_named_in_one_warning(tmp_path: Path) -> None:
-    done = launch(tmp_path, [("0.15.1", True), ("0.15.1", True), ("", True)], "auto")
+    done = launch(tmp_path, [(MBRIDGE[-1], True), (MBRIDGE[-1], True), ("", True)], "auto")
     assert [results(d) for d in done] == [["passed"]] * 3, done
     warnings = [line for d in done for line in d.stderr.splitlines() if "processes of this job differ" in line]
     assert len(warnings) == 1
     assert "rank 2 on " in warnings[0]
-    assert "mbridge missing (others 0.15.1)" in warnings[0]
+    assert f"mbridge missing (others {MBRIDGE[-1]})" in warnings[0]
 
 
 def test_a_node_that_differs_stops_a_strict_job(tmp_path: Path) -> None:
-    done = launch(tmp_path, [("0.15.1", True), ("", True)], "strict")
+    done = launch(tmp_path, [(MBRIDGE[-1], True), ("", True)], "strict")
     assert [d.returncode != 0 for d in done] == [True, True]
     assert all("UnevenClusterError" in d.stderr for d in done)
 

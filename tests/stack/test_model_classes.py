@@ -16,17 +16,18 @@ from tests.contract import stacks
 
 from .conftest import RunStack, results
 
+VERL = stacks.VERL[-1]
 #: MambaModel in 0.17, HybridModel after.
-MEGATRON_CORE = ("0.17.1", "0.18.2", "0.19.2")
+MEGATRON_CORE = stacks.MEGATRON_CORE[stacks.MEGATRON_CORE.index("0.17.1") :]
 CASES = [f"tied_{tied}_detach_{detach}" for tied in (False, True) for detach in (False, True)]
 
 
 @functools.cache
 def run(megatron_core: str, plugin: str = "on") -> dict[str, Any]:
-    """What the worker saw under verl 0.9.1."""
+    """What the worker saw under the newest verl."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("VERL_") or k == stacks.LAYERS_VARIABLE}
-    env |= {"PYTHONPATH": stacks.python_path(stacks.Cell("0.9.1", megatron_core)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.stack.model_classes_worker", "0.9.1", megatron_core, plugin]
+    env |= {"PYTHONPATH": stacks.python_path(stacks.Cell(VERL, megatron_core)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.stack.model_classes_worker", VERL, megatron_core, plugin]
     done = subprocess.run(command, cwd=stacks.ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, Any] = json.loads(results(done)[0])
@@ -81,7 +82,7 @@ def test_a_request_can_be_withdrawn(megatron_core: str) -> None:
 
 
 def test_without_the_plugin_verl_passes_a_hybrid_model_over() -> None:
-    assert run("0.19.2", "off") == {"asked": False, "detached": False}
+    assert run(MEGATRON_CORE[-1], "off") == {"asked": False, "detached": False}
 
 
 def test_a_class_that_has_no_mtp_is_left_alone(run_stack: RunStack) -> None:
@@ -130,7 +131,7 @@ USE = """
     import torch
     from tests.contract import models, process
     from tests.contract.models import random_batch
-    world, _, error = process.prepare("0.9.1", MEGATRON_CORE, plugin=True, device="cpu")
+    world, _, error = process.prepare(VERL, MEGATRON_CORE, plugin=True, device="cpu")
     assert error is None, error
     from megatron.core.models.gpt import gpt_model
     from my_lab.my_gpt import SoftcapGPT
@@ -178,18 +179,22 @@ def my_lab(tmp_path: Path) -> Path:
 
 
 def use(megatron_core: str) -> str:
-    return USE.replace("ROOT", repr(str(stacks.ROOT))).replace("MEGATRON_CORE", repr(megatron_core))
+    return (
+        USE.replace("ROOT", repr(str(stacks.ROOT)))
+        .replace("MEGATRON_CORE", repr(megatron_core))
+        .replace("VERL", repr(VERL))
+    )
 
 
-@pytest.mark.parametrize("megatron_core", ["0.16.1", "0.19.2"])
+@pytest.mark.parametrize("megatron_core", ["0.16.1", MEGATRON_CORE[-1]])
 def test_a_third_partys_class_is_served(run_stack: RunStack, my_lab: Path, megatron_core: str) -> None:
-    done = run_stack(use(megatron_core), verl="0.9.1", megatron_core=megatron_core, paths=(my_lab,))
+    done = run_stack(use(megatron_core), verl=VERL, megatron_core=megatron_core, paths=(my_lab,))
     assert results(done) == ["True True", "True", "['applied']"]
 
 
 def test_the_same_class_unregistered_is_refused(run_stack: RunStack, my_lab: Path) -> None:
     (my_lab / "my_lab-1.0.dist-info" / "entry_points.txt").unlink()
-    done = run_stack(use("0.19.2"), verl="0.9.1", megatron_core="0.19.2", paths=(my_lab,))
+    done = run_stack(use(MEGATRON_CORE[-1]), verl=VERL, megatron_core=MEGATRON_CORE[-1], paths=(my_lab,))
     assert results(done) == ["refused: my_lab.my_gpt.SoftcapGPT with a _postprocess of its own"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.contract.stacks import MEGATRON_CORE
+from verl_mtp_plugin.training.hooks import ZIGZAG
 
 from .processes import ask
 
@@ -15,7 +16,7 @@ PACKED = tuple(version for version in MEGATRON_CORE if not version.startswith("0
 @pytest.mark.parametrize("megatron_core", PACKED)
 def test_every_bit_is_megatron_cores(megatron_core: str, ranks: int) -> None:
     for found in ask("packed_roll_worker", megatron_core, ranks=ranks):
-        assert found["decision"] == "applied"
+        assert found["decisions"] == {"_roll_tensor_packed_seq": "applied", ZIGZAG: "not_needed"}
         assert set(found["same"].values()) == {found["cases"]}, found["same"]
         few, many = found["operations"]["ours"]
         assert few == many < 50

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.contract.stacks import MEGATRON_CORE, VERL
+
 from .conftest import RunStack, results
 
 OWN_STAGE = """
@@ -23,7 +25,7 @@ def test_mtp_on_a_stage_of_its_own_is_refused_on_both_stages(run_stack: RunStack
         "MTP training with the MTP layers on a pipeline stage other than the last | "
         "the MTP layers on the last pipeline stage, where the labels arrive"
     )
-    done = run_stack(OWN_STAGE, verl="0.9.1", megatron_core="0.19.2")
+    done = run_stack(OWN_STAGE, verl=VERL[-1], megatron_core=MEGATRON_CORE[-1])
     assert results(done) == ["passed", "passed", refused, refused]
 
 

@@ -81,9 +81,9 @@ def assert_mtp_was_saved(folder: Path) -> None:
     assert not any(after[name].equal(before[name]) for name in mtp)
 
 
-@pytest.mark.parametrize("verl", ["0.7.1", "0.8.0", "0.9.1"])
+@pytest.mark.parametrize("verl", ["0.7.1", "0.8.0", stacks.VERL[-1]])
 def test_with_mbridge(tmp_path: Path, verl: str) -> None:
-    run = train(tmp_path, "mbridge", "0.15.1", "0.16.1", verl)
+    run = train(tmp_path, "mbridge", stacks.MBRIDGE[-1], stacks.MBRIDGE_CORE, verl)
     assert_mtp_was_trained(run)
     assert_mtp_was_saved(tmp_path)
 

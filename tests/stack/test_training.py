@@ -15,9 +15,11 @@ from tests.contract import stacks
 
 from .conftest import results
 
+NEWEST_MBRIDGE = (("megatron-core", stacks.MBRIDGE_CORE), ("mbridge", stacks.MBRIDGE[-1]))
+
 
 def train_plain(folder: Path, verl: str, family: str, plugin: str) -> dict[str, Any]:
-    paths = [stacks.layer(*release) for release in (("verl", verl), ("megatron-core", "0.16.1"), ("mbridge", "0.15.1"))]
+    paths = [stacks.layer(*release) for release in (("verl", verl), *NEWEST_MBRIDGE)]
     env = {k: v for k, v in os.environ.items() if not k.startswith("VERL_")}
     env |= {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
     if plugin == "off":
@@ -29,7 +31,9 @@ def train_plain(folder: Path, verl: str, family: str, plugin: str) -> dict[str, 
     return found
 
 
-@pytest.mark.parametrize(("verl", "family"), [("0.8.0", "qwen2"), ("0.9.1", "qwen2"), ("0.9.1", "mimo")])
+@pytest.mark.parametrize(
+    ("verl", "family"), [("0.8.0", "qwen2"), (stacks.VERL[-1], "qwen2"), (stacks.VERL[-1], "mimo")]
+)
 def test_with_mtp_disabled_training_is_bit_identical(tmp_path: Path, verl: str, family: str) -> None:
     on, off = (train_plain(tmp_path / plugin, verl, family, plugin) for plugin in ("on", "off"))
     assert (on.pop("plugin"), off.pop("plugin")) == (True, False)

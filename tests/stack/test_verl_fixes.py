@@ -1,4 +1,4 @@
-"""verl 0.7.1 and 0.8.0 prepare MTP as 0.9.1 does; and all of them leave it out where nothing is trained."""
+"""verl 0.7.1 and 0.8.0 prepare MTP as 0.9 does; and all of them leave it out where nothing is trained."""
 
 from __future__ import annotations
 

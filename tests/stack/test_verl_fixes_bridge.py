@@ -16,7 +16,10 @@ from tests.contract import stacks
 from .conftest import results
 
 #: Releases of verl, Megatron-Bridge and megatron-core that import together. verl 0.8.0 needs Megatron-Bridge >= 0.5.
-STACKS = (("0.7.1", "0.3.1", "0.16.1"), ("0.7.1", "0.4.2", "0.17.1"), (stacks.VERL[-1], "0.4.2", "0.17.1"))
+STACKS = tuple(
+    (verl, release, stacks.BRIDGE_CORES[release])
+    for verl, release in (("0.7.1", "0.3.1"), ("0.7.1", "0.4.2"), (stacks.VERL[-1], "0.4.2"))
+)
 BUILT = {"depths": 1, "built": True}
 NOT_BUILT = {"depths": None, "built": False}
 

@@ -95,6 +95,7 @@ class Server:
         self.running = 0  # requests in flight
         self.faults: dict[str, list[Fault | None]] = {}
         self.calls: list[str] = []
+        self.held = ""
         self._turn: asyncio.Future[None] | None = None
 
     def move_to(self, cluster: Cluster) -> None:
@@ -138,6 +139,10 @@ class Server:
 
     def _resume(self) -> None:
         self.paused = False
+
+    async def hold(self, reason: str) -> None:
+        if self.alive:
+            self.held = reason
 
     async def version(self) -> int | None:
         await self._call("version", lambda: None)

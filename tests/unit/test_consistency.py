@@ -11,14 +11,32 @@ from .conftest import ROOT
 
 
 def test_tested_versions_are_those_of_the_matrix() -> None:
-    assert (tested.VERL, tested.MEGATRON_CORE) == (stacks.VERL, stacks.MEGATRON_CORE)
-    assert (tested.MBRIDGE, tested.MEGATRON_BRIDGE) == (stacks.MBRIDGE, stacks.MEGATRON_BRIDGE)
+    installed = {name for name, _ in stacks.LAYERS} - {"transformers", "huggingface_hub"}
+    assert installed == tested.TESTED.keys() - tested.STOOD_IN
+    for name in installed:
+        assert tuple(version for layer, version in stacks.LAYERS if layer == name) == tested.TESTED[name]
 
 
 def test_readme_names_the_tested_versions() -> None:
     readme = (ROOT / "README.md").read_text()
     assert f"verl {', '.join(tested.VERL)} with megatron-core {', '.join(tested.MEGATRON_CORE)}" in readme
+    assert f"mbridge {', '.join(tested.MBRIDGE)}, Megatron-Bridge {', '.join(tested.MEGATRON_BRIDGE)}" in readme
     assert f"verl-mtp-plugin {__version__} (auto)" in readme
+
+
+def test_readme_names_the_rollout_engines() -> None:
+    servers = (ROOT / "README.md").read_text().split("\nRollout servers", 1)[1].split("\n## ", 1)[0]
+    sglang, vllm = (
+        next(line for line in servers.splitlines() if line.startswith(f"- {n}")) for n in ("SGLang", "vLLM")
+    )
+    assert set(re.findall(r"\d+\.\d+\.\d+(?:\.post\d+)?", sglang.split("with SGLang's own")[0])) >= {*tested.SGLANG}
+    assert set(re.findall(r"\d+\.\d+", vllm)) == {version.rpartition(".")[0] for version in tested.VLLM}
+
+
+def test_the_quickstart_names_its_releases() -> None:
+    page = (ROOT / "examples" / "quickstart" / "README.md").read_text()
+    releases = (tested.VERL[-1], tested.MBRIDGE_CORE, tested.MBRIDGE[-1])
+    assert "verl {}, megatron-core {} and mbridge {}".format(*releases) in page
 
 
 def test_readme_commands_are_sessions() -> None:

@@ -21,6 +21,12 @@ SPEC: Final = "mtp_block_spec"
 #: What names begin with in models of text alone, and in those that see images.
 PREFIXES: Final = ("", "language_model.")
 ARGUMENTS: Final = "_get_gptmodel_args"
+#: Megatron's and verl's name for the number of virtual pipeline stages on each rank.
+VIRTUAL: Final = "virtual_pipeline_model_parallel_size"
+WITHOUT_VIRTUAL: Final = (
+    f"Set actor_rollout_ref.actor.megatron.{VIRTUAL}=null, or use Megatron-Bridge, which trains MTP with virtual "
+    "pipelining (actor_rollout_ref.actor.megatron.vanilla_mbridge=False)."
+)
 
 
 def knows(hf_config: Any) -> bool:
@@ -42,8 +48,12 @@ def probe(bridge: Any, layers: int) -> Support:
     """
     try:
         why_not = _why_not(bridge, layers)
+        virtual = why_not is not None and _because_of_virtual_stages(bridge, layers)
     except Exception as error:  # a private method that moved, for one: no answer, and no reason to fail
         return Support(MBRIDGE, None, f"{type(bridge).__name__} could not be asked: {said(error)}")
+    if virtual:
+        stages = f"{VIRTUAL}={getattr(bridge.config, VIRTUAL)}"
+        return Support(MBRIDGE, False, f"not with virtual pipelining ({stages}): {why_not}", WITHOUT_VIRTUAL)
     if why_not is not None:
         return Support(MBRIDGE, False, why_not)
     return Support(MBRIDGE, True, f"{type(bridge).__name__} builds the MTP layers and names their weights")
@@ -55,6 +65,22 @@ def _why_not(bridge: Any, layers: int) -> str | None:
         or _not_built(bridge)
         or _not_named(bridge, layers)
     )
+
+
+def _because_of_virtual_stages(bridge: Any, layers: int) -> bool:
+    """Whether the answer were another one without virtual pipelining, which some of mbridge's classes know nothing of."""
+    from megatron.core import parallel_state
+
+    before = getattr(bridge.config, VIRTUAL, None), parallel_state.get_virtual_pipeline_model_parallel_world_size()
+    if not any(before):
+        return False
+    setattr(bridge.config, VIRTUAL, None)
+    parallel_state.set_virtual_pipeline_model_parallel_world_size(None)
+    try:
+        return _why_not(bridge, layers) is None
+    finally:
+        setattr(bridge.config, VIRTUAL, before[0])
+        parallel_state.set_virtual_pipeline_model_parallel_world_size(before[1])
 
 
 def _not_built(bridge: Any) -> str | None:

@@ -15,6 +15,7 @@ class Support:
     bridge: str  # distribution name: "mbridge", "megatron-bridge"
     supported: bool | None
     detail: str  # what was seen; where not supported, why
+    advice: str = ""  # where not supported for a reason that the user can take away: how
 
     @property
     def label(self) -> str:

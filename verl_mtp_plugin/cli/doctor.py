@@ -18,8 +18,8 @@ from typing import Any
 from .. import startup
 from ..environment import Environment, metadata_version
 from ..imported import checkout
-from ..patching.patch import BROKEN
-from ..tested import TESTED
+from ..patching.patch import BROKEN, Decision
+from ..tested import STOOD_IN, TESTED
 
 #: The child prints its JSON after this line, since the imported packages print as they please.
 MARKER = "verl-mtp-plugin report:"
@@ -34,7 +34,7 @@ class Installed:
 
     name: str
     version: str | None
-    label: str  # tested, untested, not installed, or "" where nothing is claimed
+    label: str  # tested, tested with a stand-in, untested, not installed, or "" where nothing is claimed
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ def examine(*, probe: bool) -> Findings:
             whose = f" of {patch['package']}" if patch["package"] else ""
             line = f"patch {patch['id']}{whose} is {patch['decision']}: {patch['detail']}"
             (problems if patch["critical"] else notes).append(line)
+        elif patch["decision"] == Decision.LOST:
+            notes.append(f"optimization {patch['id']} is lost here: {patch['detail']}")
     return Findings(installed, report, problems, notes, checkouts)
 
 
@@ -107,7 +109,8 @@ def _installed(name: str, version: str | None) -> Installed:
         return Installed(name, None, "not installed")
     if name not in TESTED:
         return Installed(name, version, "")
-    return Installed(name, version, "tested" if version in TESTED[name] else "untested")
+    tested = "tested with a stand-in" if name in STOOD_IN else "tested"
+    return Installed(name, version, tested if version in TESTED[name] else "untested")
 
 
 def _version_notes(installed: list[Installed]) -> list[str]:

@@ -12,7 +12,14 @@ from ..patching.patch import Decision
 from ..settings import MODE_VARIABLE
 from .doctor import Findings
 
-_STYLES = {"applied": "green", "not_needed": "green", "armed": "yellow", "skipped": "dim", "reverted": "dim"}
+_STYLES = {
+    "applied": "green",
+    "not_needed": "green",
+    "armed": "yellow",
+    "lost": "yellow",
+    "skipped": "dim",
+    "reverted": "dim",
+}
 
 
 def render(findings: Findings, console: Console | None = None) -> None:

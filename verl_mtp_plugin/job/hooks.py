@@ -13,7 +13,7 @@ from ..hookspecs import hookimpl
 from ..patching import Patch, PatchSet, Target, Verdict, applicable, around, not_needed
 from ..settings import MODE_KEY
 from ..variables import MODE_VARIABLE, SAID_VARIABLE, VARIABLES, misspelt
-from . import config_flag, gate, script_defaults
+from . import config_flag, engines, gate, script_defaults
 
 OURS: Final = "plugin code; nothing upstream replaces it"
 
@@ -96,4 +96,4 @@ GATES: Final = (
 @hookimpl
 def verl_mtp_patches(environment: Environment) -> Iterable[Patch | PatchSet]:
     """The built-in patches on verl's job code."""
-    return (FORWARD_MODE, CONFIG_FLAG, *GATES, *script_defaults.PATCHES)
+    return (FORWARD_MODE, CONFIG_FLAG, *GATES, *engines.PATCHES, *script_defaults.PATCHES)

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from ..definitions import Fields
+from .mtp_names import MtpNames
 
 #: The two bridges between Hugging Face's weights and Megatron's that verl uses, by distribution name.
 MBRIDGE: Final = "mbridge"
@@ -26,8 +27,8 @@ class ModelFamily:
     architectures: tuple[str, ...]  # HF ``architectures``: ("MiMoForCausalLM",)
     num_layers_keys: tuple[str, ...]  # HF config keys that may hold the number of MTP layers, in order
     model_types: tuple[str, ...] = ()  # HF ``model_type``, by which mbridge chooses: ("mimo",)
-    #: How names of MTP tensors in an HF checkpoint begin; ``{layers}`` is the number of the trunk's layers, after
-    #: which some families count on: ("model.layers.{layers}.",)
+    #: How names of MTP tensors in an HF checkpoint begin; ``{layers}`` is a number from that of the trunk's layers on,
+    #: where some families count on: ("model.layers.{layers}.",)
     mtp_prefixes: tuple[str, ...] = ()
     #: How names of tensors end that a checkpoint may hold besides, copies of the trunk's embedding and head:
     #: ("embed_tokens.weight",). Rollout engines take the trunk's.
@@ -66,6 +67,14 @@ class ModelFamily:
         """The number of MTP layers that an HF config promises, at its top or in its ``text_config``; 0 if none."""
         found = (getattr(part, key, None) for part in parts(hf_config) for key in self.num_layers_keys)
         return next((int(number) for number in found if number), 0)
+
+    def mtp_names(self, hf_config: Any) -> MtpNames:
+        """Which tensors of a checkpoint with this HF config are MTP's: those of all MTP layers that it may hold.
+
+        The number of MTP layers is not asked: it may have been cleared from the config, to disable them.
+        """
+        found = (getattr(part, "num_hidden_layers", None) for part in reversed(list(parts(hf_config))))
+        return MtpNames(self.mtp_prefixes, next((int(number) for number in found if number), None))
 
 
 def _check_prefix(fields: Fields, prefix: str) -> None:

@@ -1,4 +1,4 @@
-"""Which family a Hugging Face config belongs to, and how many MTP layers it promises."""
+"""Which family a Hugging Face config belongs to, how many MTP layers it promises, and how their tensors are named."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from .family import ModelFamily, parts
+from .mtp_names import MtpNames
 
 #: Any model at all, under the names that Hugging Face configs have for the number of MTP layers. For those whose
 #: family nobody has described.
@@ -30,6 +31,11 @@ def family_of(hf_config: Any, families: Iterable[ModelFamily] | None = None) -> 
 def promised_layers(hf_config: Any) -> int:
     """The number of MTP layers that a config promises, in its ``text_config`` too; 0 if none."""
     return (family_of(hf_config) or _UNKNOWN).num_layers(hf_config)
+
+
+def mtp_names_of(hf_config: Any) -> MtpNames:
+    """The names of a model's MTP tensors; false where nobody has described its family's."""
+    return (family_of(hf_config) or _UNKNOWN).mtp_names(hf_config)
 
 
 def promise_no_layers(hf_config: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .change import around
 from .engine import PatchEngine
+from .needs import Needs, with_needs
 from .patch import (
     MISSING,
     Decision,
@@ -20,6 +21,7 @@ from .patch import (
 __all__ = [
     "MISSING",
     "Decision",
+    "Needs",
     "Patch",
     "PatchEngine",
     "PatchSet",
@@ -30,4 +32,5 @@ __all__ = [
     "around",
     "not_needed",
     "unsupported",
+    "with_needs",
 ]

@@ -12,7 +12,8 @@ from ..environment import Environment
 from ..errors import ForeignPatchError, PatchRequiredError, said
 from .arming import ModuleWatch
 from .change import Change, plan
-from .patch import BROKEN, SATISFIED, Decision, Patch, PatchSet, Verdict, as_patch_set
+from .needs import missing
+from .patch import SATISFIED, Decision, Patch, PatchSet, Verdict, as_patch_set, unsupported
 from .units import Entry, Unit, clash_of, unknown
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ class PatchEngine:
     """Arms, decides, applies, reverts and reports patch sets.
 
     Thread safe and idempotent. Nothing is imported: a set is decided once all its modules have been imported by
-    somebody else. What a probe or builder raises is recorded as FAILED and logged once, never passed on to the
-    import that triggered it.
+    somebody else, and looked at again when a module is that its patches call besides. What a probe or builder raises is
+    recorded as FAILED and logged once, never passed on to the import that triggered it.
     """
 
     def __init__(self, environment: Environment | None = None) -> None:
@@ -57,7 +58,7 @@ class PatchEngine:
         # Outside the lock: watching may fire at once, and an import running in another thread may hold a module lock
         # while it waits for ours.
         for patch_set in added:
-            for module in sorted(patch_set.modules):
+            for module in sorted(patch_set.modules | patch_set.needed_modules):
                 self._watch.watch(module)
         self.settle()
 
@@ -112,6 +113,7 @@ class PatchEngine:
                     ready = {name: module for name, module in modules.items() if module is not None}
                     if len(ready) == len(modules):
                         self._decide(unit, ready)
+                self._look_again(unit)
 
     def _notice_reload(self, unit: Unit) -> None:
         if any(entry.change is not None and entry.change.reloaded for entry in unit.entries):
@@ -128,8 +130,10 @@ class PatchEngine:
                 raise
             except BaseException as error:  # a probe of ours or of a third party, be it an exit; the import must go on
                 verdict, change = Verdict(Decision.FAILED, said(error)), None
-            entry.decision, entry.detail = verdict.decision, verdict.detail
-            if verdict.decision in BROKEN:
+            if change is not None:
+                verdict = self._look(entry) or verdict
+            entry.settle(verdict)
+            if entry.broken:
                 self._abandon(unit, entry)
                 return
             if change is not None:
@@ -138,6 +142,43 @@ class PatchEngine:
             self._applied += 1
             unit.order = self._applied
         logger.debug("%s: %s", unit.patch_set.id, ", ".join(str(e.decision) for e in unit.entries))
+
+    def _look(self, entry: Entry) -> Verdict | None:
+        """Look at what the patch calls, as far as it has been imported: a verdict if something is missing."""
+        try:
+            problems, entry.unseen = missing(entry.unseen, self._watch.ready_module)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a check of ours or of a third party
+            entry.unseen = ()
+            return Verdict(Decision.FAILED, said(error))
+        if not problems:
+            return None
+        return unsupported(
+            found="; ".join(problems),
+            expected="what the patch calls besides its target",
+            advice="update verl-mtp-plugin, or use a release that it was tested with",
+        )
+
+    def _look_again(self, unit: Unit) -> None:
+        """A module that a patch calls was imported after the patch was applied: what does not fit is taken back."""
+        for entry in unit.entries:
+            if entry.decision is not Decision.APPLIED or not entry.unseen:
+                continue
+            verdict = self._look(entry)
+            if verdict is not None:
+                self._undo(unit)
+                entry.settle(verdict)
+                self._abandon(unit, entry)
+                return
+
+    @staticmethod
+    def _undo(unit: Unit) -> None:
+        """Restore what is still ours."""
+        for entry in reversed(unit.entries):
+            if entry.change is not None and entry.change.intact:
+                entry.change.restore()
+            entry.change = None
 
     def _apply(self, unit: Unit, changes: dict[str, Change]) -> bool:
         """Apply all changes of a set; if one fails, undo those before it. Whether anything was changed."""
@@ -169,8 +210,8 @@ class PatchEngine:
         )
         for entry in unit.entries:
             if entry is not culprit:
-                entry.decision = Decision.UNSUPPORTED
-                entry.detail = f"not applied, because {culprit.patch.id} of the same set is {culprit.decision}"
+                detail = f"not applied, because {culprit.patch.id} of the same set is {culprit.decision}"
+                entry.settle(Verdict(Decision.UNSUPPORTED, detail))
 
     @staticmethod
     def _decide_all(unit: Unit, decision: Decision, detail: str) -> None:

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..definitions import Fields
 from ..environment import Environment
 from ..errors import DefinitionError, shown
+
+if TYPE_CHECKING:
+    from .needs import Needs
 
 
 class Decision(str, Enum):
@@ -20,7 +23,8 @@ class Decision(str, Enum):
     APPLIED = "applied"
     NOT_NEEDED = "not_needed"  # upstream has the behaviour already
     SKIPPED = "skipped"  # turned off by a setting
-    UNSUPPORTED = "unsupported"  # the seam is missing or has drifted
+    UNSUPPORTED = "unsupported"  # the seam, or something else that the patch calls, is missing or has drifted
+    LOST = "lost"  # the same for an optimization: right without it, and slower
     CONFLICT = "conflict"  # someone else holds the same attribute
     FAILED = "failed"  # probing, building or applying raised
     REVERTED = "reverted"
@@ -121,6 +125,8 @@ class Patch:
     critical: bool = False  # what it is for must not run without it
     creates: bool = False  # the attribute need not exist before
     absent_ok: bool = False  # some releases have no such target, and then nothing to patch
+    needs: tuple[Needs, ...] = ()  # what else of upstream the replacement calls: missing, the patch is unsupported
+    optimization: bool = False  # results are the same without it: where it does not fit it is lost, which stops nothing
 
     def __post_init__(self) -> None:
         fields = Fields(self, "id")
@@ -129,7 +135,10 @@ class Patch:
         fields.instance("target", Target, "a Target, such as Target('my_lab.models', 'Model.forward')", advice)
         fields.text("reason", "upstream", empty=True)
         fields.function("build", "decide")
-        fields.flag("critical", "creates", "absent_ok")
+        fields.flag("critical", "creates", "absent_ok", "optimization")
+        wrong = [need for need in fields.sequence("needs", "a tuple of Needs") if not hasattr(need, "missing")]
+        if wrong:
+            raise fields.refuse("needs", wrong[0], "a tuple of Needs, and nothing else")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +170,11 @@ class PatchSet:
     def modules(self) -> frozenset[str]:
         """The leaf modules that must be imported before the set can be decided."""
         return frozenset(patch.target.module for patch in self.patches)
+
+    @property
+    def needed_modules(self) -> frozenset[str]:
+        """The modules of what the patches call besides; looked at as soon as they are there, and not waited for."""
+        return frozenset(need.module for patch in self.patches for need in patch.needs)
 
 
 def as_patch_set(item: Patch | PatchSet) -> PatchSet:

@@ -7,7 +7,8 @@ from typing import Final
 
 from ..errors import PatchRequiredError, shown
 from .change import Change
-from .patch import Decision, Patch, PatchSet
+from .needs import Needs
+from .patch import BROKEN, Decision, Patch, PatchSet, Verdict
 
 #: Ids that an error names for one that nobody has: the nearest; all, where they are few.
 _NEAREST: Final = 3
@@ -22,6 +23,16 @@ class Entry:
         self.decision = Decision.ARMED
         self.detail = ""
         self.change: Change | None = None
+        self.unseen: tuple[Needs, ...] = patch.needs  # not looked at yet: their modules have not been imported
+
+    def settle(self, verdict: Verdict) -> None:
+        """Keep a verdict; an optimization that does not fit is no fault."""
+        lost = verdict.decision is Decision.UNSUPPORTED and self.patch.optimization
+        self.decision, self.detail = Decision.LOST if lost else verdict.decision, verdict.detail
+
+    @property
+    def broken(self) -> bool:
+        return self.decision in BROKEN or self.decision is Decision.LOST
 
 
 class Unit:

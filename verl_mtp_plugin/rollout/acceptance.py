@@ -121,5 +121,11 @@ def asks_for_mtp(config: Any) -> bool:
     return bool(getattr(mtp, "enable", False) and getattr(mtp, "enable_rollout", False))
 
 
+def uses_mtp(*configs: Any) -> bool:
+    """Whether one of these configs of verl (rollout, model) has MTP on, be it for training alone."""
+    switches = (getattr(config, "mtp", None) for config in configs)
+    return any(mtp is not None and mtp.get("enable", False) for mtp in switches)
+
+
 def _number(value: Any) -> int | None:
     return None if value is None else int(value)

@@ -55,6 +55,8 @@ class Attempts:
             logger.warning("verl-mtp-plugin: weight transfer %d failed: %s", self.made, cause)
             if self.made > self._options.retries or not (self.clean and self._transfer.repeatable):
                 return
+            if self._cancellation.interrupted:  # the process is about to end
+                return
 
     async def _attempt(self) -> None:
         options = self._options

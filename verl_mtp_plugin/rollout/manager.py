@@ -33,13 +33,25 @@ def build(original: Any) -> Any:
     body: Body = original.__wrapped__
 
     @functools.wraps(body)
-    async def update_weights(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def update_weights(self: Any, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        """Runs in its caller's thread, to which Ctrl-C comes; the coroutine may be given to another."""
         settings = _settings(self)
         if settings.mode is Mode.OFF or _is_upstreams(self):
-            return await body(self, *args, **kwargs)
-        return await _synchronise(body, self, args, kwargs, settings)
+            return body(self, *args, **kwargs)
+        from .interrupt import Interrupt
+
+        interrupt = Interrupt()
+        interrupt.begin()
+        return _ended(_synchronise(body, self, args, kwargs, settings, interrupt), interrupt)
 
     return vars(sys.modules[body.__module__])["auto_await"](update_weights)
+
+
+async def _ended(sync: Coroutine[Any, Any, Any], interrupt: Any) -> Any:
+    try:
+        return await sync
+    finally:
+        interrupt.end()
 
 
 def decide(environment: Environment, module: ModuleType) -> Verdict:
@@ -65,10 +77,15 @@ def _settings(manager: Any) -> Settings:
 
 
 def _is_upstreams(manager: Any) -> bool:
-    """Whether a sync is not ours: trainer and rollout share their memory, or the servers cannot be stopped."""
+    """Whether a sync is not ours: nobody asked for it, trainer and rollout share their memory, or the servers cannot be
+    stopped.
+    """
+    from .acceptance import uses_mtp
     from .verl_replica import VerlReplica
 
     replicas = manager.replicas
+    if not any(uses_mtp(getattr(r, "config", None), getattr(r, "model_config", None)) for r in replicas):
+        return True
     modes = {str(getattr(mode, "value", mode)) for mode in (getattr(r, "rollout_mode", None) for r in replicas)}
     if manager.backend == "naive" or not replicas or "hybrid" in modes:
         return True
@@ -88,7 +105,7 @@ def _warn_uncontrolled(kind: str) -> None:
 
 
 async def _synchronise(
-    body: Body, manager: Any, args: tuple[Any, ...], kwargs: dict[str, Any], settings: Settings
+    body: Body, manager: Any, args: tuple[Any, ...], kwargs: dict[str, Any], settings: Settings, interrupt: Any
 ) -> Any:
     from . import sync_metrics
     from .report import SyncOptions
@@ -109,7 +126,7 @@ async def _synchronise(
     )
     ray = vars(sys.modules[body.__module__])["ray"]
     transfer = UpstreamTransfer(body, manager, replicas, (args, kwargs), ray, settings.sync_control_timeout_s)
-    report = await synchronise(adapters, transfer, options)
+    report = await synchronise(adapters, transfer, options, interrupt=interrupt)
     return sync_metrics.hand_over(report)
 
 

@@ -55,5 +55,8 @@ class Replica(Protocol):
     async def resume_generation(self) -> None:
         """Take requests again."""
 
+    async def hold(self, reason: str) -> None:
+        """Refuse :meth:`resume_generation` from now on, whoever calls it; "" takes it back."""
+
     async def version(self) -> int | None:
         """Training step whose weights the server has; None: it does not say."""

@@ -20,7 +20,8 @@ class CannotControlError(RuntimeError):
 #: verl's names of each control, the newest first; the last of the cache's is what verl 0.7.1 has on its replicas.
 _ABORT: Final = "abort_all_requests"
 _RETRACT: Final = "retract_all_requests"  # the plugin's, on SGLang's servers
-_DRAIN: Final = "wait_for_requests_to_drain"
+_DRAIN: Final = ("mtp_drain", "wait_for_requests_to_drain")  # the plugin's, vLLM's
+_HOLD: Final = "mtp_hold"  # the plugin's
 _RELEASE: Final = ("release_kv_cache", "sleep")
 _RESUME_KV: Final = ("resume_kv_cache", "wake_up")
 _RESUME: Final = ("resume_generation", "resume_all_requests")
@@ -79,8 +80,9 @@ class VerlReplica:
         better than its engine which requests may still be on their way.
         """
         first = self._replica.servers[0]
-        if not self.releases_kv and hasattr(first, _DRAIN):
-            await getattr(first, _DRAIN).remote()
+        able = [name for name in _DRAIN if hasattr(first, name)]
+        if able and not self.releases_kv:
+            await getattr(first, able[0]).remote()
 
     async def release_kv(self) -> Released:
         answers = await self._control(*_RELEASE)
@@ -92,6 +94,11 @@ class VerlReplica:
 
     async def resume_generation(self) -> None:
         await self._control(*_RESUME)
+
+    async def hold(self, reason: str) -> None:
+        able = [server for server in self._replica.servers if hasattr(server, _HOLD)]
+        calls = ServerCalls(able)
+        await calls.finish(asyncio.gather(*(getattr(server, _HOLD).remote(reason) for server in calls.servers)))
 
     async def version(self) -> int | None:
         """``global_steps`` of the first server: verl's worker sets it after its last weight has been loaded."""

@@ -3,21 +3,27 @@
 What fails before the transfer is undone, and the old weights are served on. What fails in the transfer is tried again
 as a whole, a bounded number of times, while everybody stays paused; then the replicas are BAD. A replica whose cache or
 generation cannot be resumed is BAD alone. Every BAD replica is named in a :class:`WeightSyncError`. A cancellation
-before the transfer undoes what was done; one that comes later waits until the sync has ended.
+before the transfer undoes what was done; one that comes later waits until the sync has ended. Ctrl-C does the same, and
+waits for seconds at most: what has not ended by then is given up and named.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
+from ..errors import WeightSyncError
 from .attempts import Attempts, Transfer
 from .calls import Cancellation, Outcomes, StoppedError, call_all, each
 from .failures import Failures, refuse_busy_or_bad
+from .interrupt import Interrupt
 from .replica import Paused, Released, Replica
 from .report import SyncOptions, SyncReport
 from .states import STATES, ReplicaState, StateMirror, Step
+
+logger = logging.getLogger("verl_mtp_plugin")
 
 _UNTOUCHED: Final = "No weight was written: all other replicas serve their old weights again."
 _WRITTEN: Final = "All other replicas serve the new weights."
@@ -25,17 +31,25 @@ _NOBODY: Final = "No other replica is left to serve."
 
 
 async def synchronise(
-    replicas: Sequence[Replica], transfer: Transfer, options: SyncOptions, mirror: StateMirror = STATES
+    replicas: Sequence[Replica],
+    transfer: Transfer,
+    options: SyncOptions,
+    mirror: StateMirror = STATES,
+    interrupt: Interrupt | None = None,
 ) -> SyncReport:
     """Bring the trainer's weights to all replicas.
 
     Raises:
         WeightSyncError: the sync failed; the message names the replicas that are BAD now, if any. All others serve,
             all of them the same complete weights.
-        asyncio.CancelledError: the task was cancelled. Either nothing has changed or the sync is complete.
+        asyncio.CancelledError: the task was cancelled. Either nothing has changed or the sync is complete; after an
+            ``interrupt``, the log says what else.
     """
     refuse_busy_or_bad(replicas, mirror)
-    return await _Sync(replicas, transfer, options, mirror).run()
+    sync = _Sync(replicas, transfer, options, mirror)
+    if interrupt is not None:
+        interrupt.heard_by(sync.interrupted)
+    return await sync.run()
 
 
 class _Sync:
@@ -47,6 +61,18 @@ class _Sync:
         self._failures = Failures(mirror)
         self._report = SyncReport()
         self._clean = True  # every worker has dropped its transfer buffers
+        self._doing = "pause"  # for the log
+
+    def interrupted(self) -> None:
+        """Ctrl-C."""
+        first = not self._cancellation.interrupted
+        self._cancellation.interrupt()
+        if first:
+            logger.warning(
+                "verl-mtp-plugin: interrupted in a weight sync (%s): what can be undone is, within seconds; interrupt "
+                "again to end at once",
+                self._doing,
+            )
 
     async def run(self) -> SyncReport:
         prepared = await self._prepare()
@@ -56,12 +82,25 @@ class _Sync:
             await self._resume_kv()
         await self._resume_generation()
         cancelled = self._cancellation.asked
-        if self._failures.bad or not cancelled:
-            nobody = len(self._failures.bad) == len(self._replicas)
-            self._failures.raise_any(_NOBODY if nobody else _WRITTEN if prepared else _UNTOUCHED)
+        nobody = len(self._failures.bad) == len(self._replicas)
+        serving = _NOBODY if nobody else _WRITTEN if prepared else _UNTOUCHED
+        if self._cancellation.interrupted:
+            self._say_what_is_left(serving)
+        elif self._failures.bad or not cancelled:
+            self._failures.raise_any(serving)
         if cancelled or not prepared:
             raise asyncio.CancelledError
         return self._report
+
+    def _say_what_is_left(self, serving: str) -> None:
+        """In one line: whoever has interrupted gets a KeyboardInterrupt, not this error."""
+        try:
+            if self._failures.bad:
+                self._failures.raise_any(serving)
+        except WeightSyncError as error:
+            logger.warning("interrupted weight sync: %s", error)
+        else:
+            logger.warning("verl-mtp-plugin: interrupted weight sync: nothing is left half done. %s", serving)
 
     # -- before the transfer: any failure leads straight to resuming -----------------------------------------------
 
@@ -89,6 +128,7 @@ class _Sync:
         return not self._stopped(released)
 
     async def _step(self, step: Step, action: Callable[[Replica], Awaitable[Any]], limit_s: float) -> Outcomes[Replica]:
+        self._doing = str(step)
         outcomes = await self._call(self._replicas, action, limit_s, stop=True)
         for replica, error in outcomes.failures.items():
             if not isinstance(error, StoppedError):
@@ -103,6 +143,7 @@ class _Sync:
     async def _write(self) -> None:
         """Transfer until every replica has the new weights, or give up those that have not."""
         attempts = Attempts(self._replicas, self._transfer, self._options, self._cancellation)
+        self._doing = "transfer"
         await attempts.run(lambda: self._move(self._replicas, Step.BEGIN_TRANSFER))
         self._clean = attempts.clean
         report = self._report
@@ -110,11 +151,15 @@ class _Sync:
         for replica, cause in attempts.incomplete.items():
             self._failures.give_up(replica, Step.END_TRANSFER, cause, f" in attempt {attempts.made}")
         self._move([replica for replica in self._replicas if replica not in attempts.incomplete], Step.END_TRANSFER)
+        # Others than this manager resume generation, too; a server that cannot be told refuses them no worse than before.
+        limit_s = self._options.control_timeout_s
+        await self._call(self._replicas, lambda r: r.hold(self._mirror.reason(r.key)), limit_s)
 
     # -- after the transfer, or back without one ---------------------------------------------------------------------
 
     async def _resume_kv(self) -> None:
         """Map the cache of all replicas that released it; of a BAD one too, if it stays paused with it."""
+        self._doing = str(Step.RESUME_KV)
         released = self._in(ReplicaState.KV_RELEASED, ReplicaState.TRANSFERRED)
         if not self._options.free_cache_engine:
             self._move(released, Step.RESUME_KV)  # nobody released anything
@@ -128,6 +173,7 @@ class _Sync:
         self._move([r for r in outcomes.answers if r not in self._failures.bad], Step.RESUME_KV)
 
     async def _resume_generation(self) -> None:
+        self._doing = str(Step.RESUME_GENERATION)
         ready = self._in(ReplicaState.PAUSED, ReplicaState.DRAINED, ReplicaState.KV_RESUMED)
         outcomes = await self._call(ready, lambda r: r.resume_generation(), self._options.control_timeout_s)
         for replica, error in outcomes.failures.items():

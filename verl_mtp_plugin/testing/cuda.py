@@ -207,6 +207,11 @@ def complete_without_transformer_engine() -> None:
         defined = vars(importlib.import_module(name))
         for attribute, value in missing.items():
             defined.setdefault(attribute, value)
+    # megatron-core 0.20 asks every MTP projection whether it is one of these, which derive from TransformerEngine's.
+    layers = vars(sys.modules.get("megatron.core.tensor_parallel.inference_layers", types))
+    for attribute in ("InferenceColumnParallelLinear", "InferenceLayerNormColumnParallelLinear"):
+        if attribute in layers and not isinstance(layers[attribute], type):
+            layers[attribute] = type(attribute, (), {})  # of which nothing is an instance
 
 
 def install_megatron() -> None:

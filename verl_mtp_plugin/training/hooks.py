@@ -114,14 +114,39 @@ RECOMPUTE_BLOCK: Final = Patch(
     creates=True,
 )
 
-#: What :func:`packed_roll.roll` takes in place of.
-ROLL_PARAMETERS: Final = ("tensor", "shifts", "dims", "packed_seq_params", "cp_group")
+#: What :func:`packed_roll.roll` takes; the last is new in megatron-core 0.20.
+ROLL_PARAMETERS: Final = ("tensor", "shifts", "dims", "packed_seq_params", "cp_group", "return_sum")
+#: What :func:`packed_roll.roll_bounded` takes.
+ZIGZAG_PARAMETERS: Final = ("tensor", "shifts", "dims", "cu_seqlens", "cp_group", "fill_value")
+ZIGZAG: Final = "_roll_tensor_packed_seq_zigzag_cp"
+
+
+def _lost(environment: Environment, found: str) -> Verdict:
+    return unsupported(
+        found=f"{environment.label('megatron-core')} {found}",
+        expected=f"a function that takes {', '.join(ROLL_PARAMETERS[:5])}",
+        advice="nothing has to be done: megatron-core's own roll is right, and slower",
+    )
 
 
 def _decide_packed_roll(environment: Environment, module: ModuleType) -> Verdict:
-    found = tuple(signature(module._roll_tensor_packed_seq).parameters)
-    if found != ROLL_PARAMETERS:
-        return not_needed(f"_roll_tensor_packed_seq takes {', '.join(found)}: megatron-core's own is slower, and right")
+    if "packed_seq_params" not in signature(module.roll_tensor).parameters:
+        return not_needed("this megatron-core has no packed sequences with MTP")
+    if hasattr(module, ZIGZAG):
+        return not_needed("it rolls all sequences at once itself, and with context parallelism see the patch on that")
+    function = getattr(module, "_roll_tensor_packed_seq", None)
+    if function is None:
+        return _lost(environment, "without _roll_tensor_packed_seq")
+    taken = tuple(signature(function).parameters)
+    if taken not in (ROLL_PARAMETERS, ROLL_PARAMETERS[:-1]):
+        return _lost(environment, f"whose _roll_tensor_packed_seq takes {', '.join(taken)}")
+    return applicable()
+
+
+def _decide_zigzag(environment: Environment, module: ModuleType) -> Verdict:
+    taken = tuple(signature(getattr(module, ZIGZAG)).parameters)
+    if taken != ZIGZAG_PARAMETERS:
+        return _lost(environment, f"whose {ZIGZAG} takes {', '.join(taken)}")
     return applicable()
 
 
@@ -131,15 +156,33 @@ def _packed_roll(original: Any, *args: Any, **kwargs: Any) -> Any:
     return roll(*args, **kwargs)
 
 
+def _zigzag_roll(original: Any, *args: Any, **kwargs: Any) -> Any:
+    from .packed_roll import roll_bounded  # imports torch
+
+    return roll_bounded(*args, **kwargs)
+
+
 PACKED_ROLL: Final = Patch(
     id="training.packed_roll",
     target=Target(MTP, "_roll_tensor_packed_seq"),
     reason="MTP on packed sequences waits for the GPU several times for each sequence, tensor and depth, and with "
     "context parallelism sends two messages each time",
-    upstream="a faster roll in megatron-core, which calls its own naive",
-    absent_ok=True,  # megatron-core 0.15 has no packed sequences with MTP
+    upstream="a faster roll in megatron-core, which calls its own naive; dev has one without context parallelism",
+    creates=True,  # nothing is created: the probe is to say what it means where the target is absent
     decide=_decide_packed_roll,
     build=around(_packed_roll),
+    optimization=True,
+)
+
+PACKED_ROLL_ZIGZAG: Final = Patch(
+    id="training.packed_roll_zigzag",
+    target=Target(MTP, ZIGZAG),
+    reason="the same with context parallelism on megatron-core dev: two messages for each sequence, tensor and depth",
+    upstream="a roll in megatron-core that sends one message for all sequences",
+    absent_ok=True,  # in releases up to 0.20 _roll_tensor_packed_seq does it
+    decide=_decide_zigzag,
+    build=around(_zigzag_roll),
+    optimization=True,
 )
 
 GATE: Final = Patch(
@@ -160,6 +203,7 @@ def verl_mtp_patches(environment: Environment) -> Iterable[Patch | PatchSet]:
         RECOMPUTE,
         RECOMPUTE_BLOCK,
         PACKED_ROLL,
+        PACKED_ROLL_ZIGZAG,
         GATE,
         *step.PATCHES,
         *clipping.PATCHES,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, Signature, signature, unwrap
 from typing import Any, Final
 
 import torch
@@ -23,8 +23,10 @@ from .mtp_block import check_supported, mtp_hidden_states
 from .mtp_loss import attach_mtp_loss
 from .request import RequestSlot, wants_detached_encoder, wants_training
 
-#: What upstream's forward hands to the trunk and not to MTP.
+#: What upstream's forward hands to the trunk and not to MTP, where its own call of MTP cannot be read.
 TRUNK_ONLY: Final = frozenset({"padding_mask", "runtime_gather_output"})
+#: Keywords by which that call is known among the forward's calls.
+MTP_CALL: Final = frozenset({"hidden_states", "input_ids", "embedding"})
 
 
 def build_postprocess(original: Callable[..., Any]) -> RequestSlot:
@@ -76,12 +78,20 @@ def _forward(original: Callable[..., Any], model: Any, call: dict[str, Any]) -> 
     without_labels = {**call, "labels": None}
     if not model.mtp_process:
         return original(model, **without_labels)
-    if labels is None or not torch.is_grad_enabled():
+    # compute_mtp_loss (megatron-core >= 0.20): the caller says of one call that nothing of MTP shall run in it.
+    if labels is None or not torch.is_grad_enabled() or not call.get("compute_mtp_loss", True):
         with _mtp_hidden(model):
             return original(model, **without_labels)
     check_supported(model, {**call, "mtp_in_postprocess": True})
-    with _mtp_hidden(model), _loss_attached(model, call):
+    with _mtp_hidden(model), _loss_attached(model, call, _handed_to_mtp(original)):
         return original(model, **without_labels)
+
+
+@functools.lru_cache(maxsize=8)
+def _handed_to_mtp(forward: Callable[..., Any]) -> frozenset[str] | None:
+    """The keywords with which upstream's ``forward`` calls its MTP block; None if its code does not show them."""
+    constants = unwrap(forward).__code__.co_consts
+    return next((frozenset(c) for c in constants if isinstance(c, tuple) and set(c) >= MTP_CALL), None)
 
 
 @contextmanager
@@ -100,15 +110,24 @@ def _mtp_hidden(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _loss_attached(model: Any, call: dict[str, Any]) -> Iterator[None]:
-    """Within it the decoder's output [s, b, h] carries the MTP loss in its graph."""
+def _loss_attached(model: Any, call: dict[str, Any], handed: frozenset[str] | None) -> Iterator[None]:
+    """Within it the decoder's output [s, b, h] carries the MTP loss in its graph.
+
+    With hyper-connections (megatron-core dev) the decoder returns a pair, whose second part [s, b, streams * h] is what
+    MTP computes from.
+    """
     detach_encoder = wants_detached_encoder(model)
 
-    def attach(decoder: Any, args: Any, kwargs: dict[str, Any], hidden_states: torch.Tensor) -> torch.Tensor:
-        offered = {**call, "hidden_states": hidden_states, "rotary_pos_emb": kwargs.get("rotary_pos_emb")}
-        offered = {name: value for name, value in offered.items() if name not in TRUNK_ONLY}
+    def attach(decoder: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        offered = {**call, "rotary_pos_emb": kwargs.get("rotary_pos_emb")}
+        hidden_states = output
+        if isinstance(output, tuple):
+            hidden_states, offered["mhc_multistream"] = output
+        known = offered.keys() - TRUNK_ONLY if handed is None else handed
+        offered = {name: value for name, value in offered.items() if name in known} | {"hidden_states": hidden_states}
         depths = mtp_hidden_states(model, offered, detach_encoder=detach_encoder)
-        return attach_mtp_loss(model, hidden_states, depths, offered)
+        attached = attach_mtp_loss(model, hidden_states, depths, call)
+        return (attached, *output[1:]) if isinstance(output, tuple) else attached
 
     handle = model.decoder.register_forward_hook(attach, with_kwargs=True)
     try:

@@ -8,7 +8,8 @@ import torch
 
 from .. import runtime
 from .loss import Objective, Totals, chunked_loss
-from .mtp_block import parameters, upstream
+from .mtp_block import upstream
+from .roll import roll
 from .step import normalization, tally
 
 #: Where verl >= 0.9 leaves the ratio of routed to loss tokens, on the packed sequence parameters (verl #6464).
@@ -87,11 +88,8 @@ def _weighted(
 
 def _roll(tensor: torch.Tensor, model: Any, call: dict[str, Any]) -> torch.Tensor:
     """``tensor`` [..., s] one position to the left, within each sequence and across context-parallel ranks."""
-    arguments: dict[str, Any] = {"shifts": -1, "dims": -1, "cp_group": _context_parallel_group(model, call)}
-    if "packed_seq_params" in parameters(upstream().roll_tensor):
-        arguments["packed_seq_params"] = call.get("packed_seq_params")
-    rolled: torch.Tensor = upstream().roll_tensor(tensor, **arguments)[0]
-    return rolled
+    packed, group = call.get("packed_seq_params"), _context_parallel_group(model, call)
+    return roll(upstream().roll_tensor, tensor, cp_group=group, packed_seq_params=packed)
 
 
 def _context_parallel_group(model: Any, call: dict[str, Any]) -> Any:

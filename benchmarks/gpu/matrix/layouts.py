@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from tests.contract import stacks
 from tests.contract.parallel.layouts import SEQUENCE_PARALLEL, Layout
 
-RELEASES: Final = ("0.16.1", "0.17.1", "0.18.2", "0.19.2")
-VERL: Final = "0.9.1"
+RELEASES: Final = stacks.MEGATRON_CORE[stacks.MEGATRON_CORE.index("0.16.1") :]
+VERL: Final = stacks.VERL[-1]
 LAYOUTS: Final = (
     Layout("single", "one GPU", packed=True, processes=1),
     Layout("tensor", "tensor parallel", tensor=2, packed=True),

@@ -18,6 +18,20 @@ def number(name: str, form: str = "{:.3g}", scale: float = 1.0) -> Callable[[dic
     return cell
 
 
+def waited(name: str, longest: str) -> Callable[[dict[str, Any]], str]:
+    """A cell with the median of a wait and, in brackets, the longest."""
+
+    def cell(found: dict[str, Any]) -> str:
+        values = (found.get(name), found.get(longest))
+        return "-" if None in values else f"{values[0]:.3g} ({values[1]:.3g})"
+
+    return cell
+
+
+def _part(title: str, name: str) -> Row:
+    return f"{title}, s: median (longest)", waited(f"weight_sync_{name}_s", f"weight_sync_{name}_s_max")
+
+
 def both_ends(name: str, form: str = "{:.3f}") -> Callable[[dict[str, Any]], str]:
     """A cell with the values at the beginning and at the end."""
 
@@ -66,7 +80,7 @@ HYBRID: Final[tuple[Row, ...]] = (
     ("generation, s", number("gen_s")),
     ("log-prob recompute, s", number("old_log_prob_s")),
     ("update of the actor, s", number("update_actor_s")),
-    ("weight sync, s", number("sync_s")),
+    ("weight sync, s: median (longest)", waited("sync_s", "sync_max_s")),
     *SPEED,
     *ACCEPTANCE,
     *POLICY,
@@ -76,26 +90,19 @@ ASYNCHRONOUS: Final[tuple[Row, ...]] = (
     *COMMON,
     *SPEED,
     *ACCEPTANCE,
-    ("weight sync, s", number("sync_s")),
-    ("of it: pause and drain, s", lambda f: _sum(f, "weight_sync_pause_s", "weight_sync_drain_s")),
-    ("KV cache released / resumed, s", lambda f: _pair(f, "weight_sync_kv_release_s", "weight_sync_kv_resume_s")),
-    ("transfer, s", number("weight_sync_transfer_s")),
+    ("weight sync, s: median (longest)", waited("sync_s", "sync_max_s")),
+    _part("of it: pause", "pause"),
+    _part("drain", "drain"),
+    _part("KV cache released", "kv_release"),
+    _part("transfer", "transfer"),
+    _part("KV cache resumed", "kv_resume"),
+    ("requests in flight at a sync, most", number("weight_sync_aborted_requests_max", "{:.0f}")),
     ("KV cache released, GiB", number("weight_sync_kv_freed_gib", "{:.1f}")),
     ("rollout idle", number("idle_ratio", "{:.0%}")),
     ("rollout's and trainer's log-probs, KL", number("ppo_kl", "{:.2g}")),
     ("reward, first -> last", both_ends("reward")),
     ("peak GPU memory, GiB", number("peak_mib", "{:.1f}", 1 / 1024)),
 )
-
-
-def _sum(found: dict[str, Any], *names: str) -> str:
-    values = [found[name] for name in names if found.get(name) is not None]
-    return f"{sum(values):.3g}" if values else "-"
-
-
-def _pair(found: dict[str, Any], *names: str) -> str:
-    values = [found.get(name) for name in names]
-    return "-" if None in values else " / ".join(f"{value:.3g}" for value in values)
 
 
 def table(rows: tuple[Row, ...], variants: Mapping[str, dict[str, Any]], titles: Mapping[str, str]) -> list[str]:

@@ -80,7 +80,8 @@ def fully_async(document: Document) -> tuple[str, dict[str, Any]]:
         if base and name != "no_mtp" and one["busy_tokens_per_s"]
     ]
     if gains:
-        lines += [f"Rollout tokens/s against the same model without MTP: {'; '.join(gains)}.", ""]
+        cut = f", whose run was cut off after {found['no_mtp']['steps']} steps" if found["no_mtp"]["cut_off"] else ""
+        lines += [f"Rollout tokens/s while busy against the same model without MTP{cut}: {'; '.join(gains)}.", ""]
     lines += [*highest_memory(document), *sizes(document), *said(document)]
     if any(one["busy_tokens_per_s"] for one in found.values()):
         lines += [plots.memory(document, f"gpu_{document['kind']}"), ""]

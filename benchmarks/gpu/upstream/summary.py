@@ -30,6 +30,12 @@ def typical(variant: Mapping[str, Any], *names: str) -> float | None:
     return median(values[WARM_UP:] or values) if values else None
 
 
+def longest(variant: Mapping[str, Any], *names: str) -> float | None:
+    """The largest after the warm-up: what a median hides."""
+    values = column(variant, *names)
+    return max(values[WARM_UP:] or values) if values else None
+
+
 def ends(variant: Mapping[str, Any], *names: str, over: int = 3) -> tuple[float, float] | None:
     """Means over the first and the last steps."""
     values = column(variant, *names)
@@ -39,7 +45,7 @@ def ends(variant: Mapping[str, Any], *names: str, over: int = 3) -> tuple[float,
 #: What runs that shared their GPUs with others do not tell.
 TIMES: Final = (
     "first_step_s", "step_s", "gen_s", "old_log_prob_s", "update_actor_s", "sync_s", "decode_tokens_per_s",
-    "busy_tokens_per_s", "peak_mib", "idle_ratio",
+    "busy_tokens_per_s", "peak_mib", "idle_ratio", "sync_max_s",
 )  # fmt: skip
 
 
@@ -57,6 +63,7 @@ def of(variant: Mapping[str, Any]) -> dict[str, Any]:
         "old_log_prob_s": typical(variant, "timing_s/old_log_prob"),
         "update_actor_s": typical(variant, "timing_s/update_actor"),
         "sync_s": typical(variant, *SYNC),
+        "sync_max_s": longest(variant, *SYNC),
         "decode_tokens_per_s": decode.get("tokens_per_s"),
         "busy_tokens_per_s": decode.get("busy_tokens_per_s"),
         "served_rate": decode.get("accept_rate"),
@@ -76,6 +83,7 @@ def of(variant: Mapping[str, Any]) -> dict[str, Any]:
     }
     for name in ("pause_s", "drain_s", "kv_release_s", "transfer_s", "kv_resume_s", "kv_freed_gib", "aborted_requests"):
         found[f"weight_sync_{name}"] = typical(variant, f"weight_sync/{name}")
+        found[f"weight_sync_{name}_max"] = longest(variant, f"weight_sync/{name}")
     return found | (dict.fromkeys(TIMES) if variant.get("shared_gpus") else {})
 
 

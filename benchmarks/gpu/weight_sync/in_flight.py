@@ -15,6 +15,8 @@ REQUESTS: Final = 12
 _LASTS_S: Final = 3.0
 _MOST_TOKENS: Final = 6000
 _BETWEEN_S: Final = 0.4
+#: Syncs with the cache kept: the race between an abort and the step in flight is not lost each time.
+KEPT_SYNCS: Final = 10
 
 
 async def _length(cluster: Cluster, prompts: Prompts) -> int:
@@ -42,6 +44,29 @@ async def abort(cluster: Cluster, out: Phase) -> None:
     out.check("aborted", aborted == REQUESTS, aborted, str(REQUESTS))
     out.check("ended_early", max(lengths) < tokens, max(lengths), f"< {tokens}")
     out.check("beginnings_identical", beginnings == REQUESTS, f"{beginnings} of {REQUESTS}", "all")
+    again = outputs.same(whole, await cluster.ask(prompts, tokens))
+    out.check("identical_afterwards", again == REQUESTS, f"{again} of {REQUESTS}", "all")
+
+
+async def kept_cache(cluster: Cluster, out: Phase) -> None:
+    """``free_cache_engine=False``, requests in flight: a step that is still running when weights come ends SGLang."""
+    prompts = cluster.prompts(REQUESTS, seed=8)
+    tokens = await _length(cluster, prompts)
+    whole = await cluster.ask(prompts, tokens)
+    await cluster.free_cache(False)
+    syncs = []
+    try:
+        for _ in range(KEPT_SYNCS):
+            running = [asyncio.ensure_future(_wait(cluster.begin(prompt, tokens))) for prompt in prompts]
+            await asyncio.sleep(_BETWEEN_S)
+            syncs.append(await cluster.sync())
+            ended = await asyncio.wait_for(asyncio.gather(*running), 30)
+    finally:
+        out.note(tokens=tokens, syncs=syncs)
+        await cluster.free_cache(True)
+    out.check("syncs", len(syncs) == KEPT_SYNCS, len(syncs), str(KEPT_SYNCS))
+    lengths = [len(answer) for answer in outputs.tokens(ended)]
+    out.check("requests_were_in_flight", max(lengths) < tokens, max(lengths), f"< {tokens}")
     again = outputs.same(whole, await cluster.ask(prompts, tokens))
     out.check("identical_afterwards", again == REQUESTS, f"{again} of {REQUESTS}", "all")
 

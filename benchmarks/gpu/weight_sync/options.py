@@ -25,6 +25,9 @@ PLUGIN: Final = (
 )
 RELEASED: Final = ("noop", "out_of_memory", "repeat", "transfer_fails")
 SESSIONS: Final = {"plugin": PLUGIN, "released": RELEASED}
+#: Played only if named, in both sessions: its transfer buffers have to fit beside the KV pools (``--bucket-mib 256``).
+#: It may end the server, so it comes last.
+KEPT_CACHE: Final = "kept_cache"
 #: What the GPU holds besides the KV pools and weights: contexts, CUDA graphs, workspaces; and what shall stay free.
 _RESERVED_GIB: Final = 3.2
 _FREE_GIB: Final = 2.5
@@ -35,7 +38,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="Hugging Face folder of a MiMo with one MTP layer")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/gpu/results/weight_sync.json"))
     parser.add_argument("--sessions", default=",".join(SESSIONS), help=f"of {', '.join(SESSIONS)}")
-    parser.add_argument("--phases", default="", help=f"only these, of {', '.join(dict.fromkeys(PLUGIN + RELEASED))}")
+    names = ", ".join(dict.fromkeys((*PLUGIN, *RELEASED, KEPT_CACHE)))
+    parser.add_argument("--phases", default="", help=f"only these, of {names}")
     parser.add_argument("--syncs", type=int, default=50, help="in a row; a fifth of them without the plugin")
     parser.add_argument("--utilization", type=float, help="gpu_memory_utilization; by default about 2.5 GiB stay free")
     parser.add_argument("--bucket-mib", type=int, default=2048, help="update_weights_bucket_megabytes; two are held")
@@ -54,7 +58,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def phases(options: argparse.Namespace, session: str) -> tuple[str, ...]:
     """Those to play in this session."""
     wanted = options.phases.split(",") if options.phases else SESSIONS[session]
-    return tuple(name for name in SESSIONS[session] if name in wanted)
+    return tuple(name for name in (*SESSIONS[session], KEPT_CACHE) if name in wanted)
 
 
 @dataclass(frozen=True, slots=True)

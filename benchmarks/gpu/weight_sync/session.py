@@ -38,6 +38,7 @@ def _plays() -> dict[str, Play]:
         "retract": in_flight.retract,
         "retract_logprobs": in_flight.retract_logprobs,
         "retract_burst": in_flight.retract_burst,
+        choices.KEPT_CACHE: in_flight.kept_cache,
     }
 
 

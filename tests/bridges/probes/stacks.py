@@ -15,9 +15,9 @@ from tests.stack.conftest import results
 
 MBRIDGE: Final = stacks.MBRIDGE[-1]
 #: megatron-core under mbridge, and its name for the layer inside an MTP layer.
-MEGATRON_CORE: Final = {"0.16.1": "transformer_layer", "0.19.2": "mtp_model_layer"}
+MEGATRON_CORE: Final = {stacks.MBRIDGE_CORE: "transformer_layer", stacks.MEGATRON_CORE[-1]: "mtp_model_layer"}
 #: Megatron-Bridge, and a megatron-core that it imports with.
-MEGATRON_BRIDGE: Final = {"0.3.1": "0.16.1", "0.4.2": "0.17.1", "0.5.1": "0.18.2", "0.6.2": "0.19.2"}
+MEGATRON_BRIDGE: Final = stacks.BRIDGE_CORES
 
 #: Parts of the refusals.
 EXPECTED: Final = "; expected a bridge that builds and converts this model's MTP layers, since mtp.enable=True. "

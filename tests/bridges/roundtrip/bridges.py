@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +13,6 @@ from torch import Tensor
 from verl_mtp_plugin.testing.verl_engine import TRANSFORMER_CONFIG
 
 from .cells import MBRIDGE, Case, Stack
-
-#: Megatron-Bridges for a transformers whose configs still had what its present ones keep elsewhere.
-FOR_OLDER_TRANSFORMERS: Final = ("0.3.1", "0.4.2")
 
 
 class VanillaBridge:

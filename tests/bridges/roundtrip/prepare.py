@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -12,8 +12,14 @@ from torch import Tensor
 from verl_mtp_plugin.patching.engine import PatchEngine
 from verl_mtp_plugin.testing import cuda, linear_attention, megatron_bridge, transformer_engine
 
-from .bridges import FOR_OLDER_TRANSFORMERS
 from .cells import MBRIDGE, Stack
+
+#: What Megatron-Bridge 0.3.1 and 0.4.2 read off Qwen3-Next's config, and transformers before 5 and 5.4 keep there.
+#: Put back where the installed one keeps it elsewhere; :mod:`.test_asked_transformers` does without.
+READ_OFF_QWEN3_NEXT: Final[dict[str, dict[str, Any]]] = {
+    "0.3.1": {"rope_theta": 10000.0, "full_attention_interval": 4},
+    "0.4.2": {"full_attention_interval": 4},
+}
 
 
 def prepare(stack: Stack) -> None:
@@ -47,9 +53,11 @@ def _prepare_megatron_bridge(version: str) -> None:
     megatron_bridge.install()
     import transformers
 
-    if version in FOR_OLDER_TRANSFORMERS:
-        transformers.Qwen3NextConfig.rope_theta = 10000.0
-        transformers.Qwen3NextConfig.full_attention_interval = 4
+    read = READ_OFF_QWEN3_NEXT.get(version, {})
+    kept = transformers.Qwen3NextConfig(**read)
+    for name, value in read.items():
+        if not hasattr(kept, name):
+            setattr(transformers.Qwen3NextConfig, name, value)
     scatter = torch.distributed.scatter
 
     @functools.wraps(scatter)

@@ -27,10 +27,16 @@ class WorkerError(RuntimeError):
 
 
 @cache
-def run(stack: Stack) -> dict[str, Any]:
-    """``decisions`` of the plugin's patches, and the outcomes by case, from one run for all tests of a process."""
+def run(stack: Stack, texts: tuple[str, ...] = (), others: tuple[tuple[str, str], ...] = ()) -> dict[str, Any]:
+    """``decisions`` of the plugin's patches, and the outcomes by case, from one run for all tests of a process.
+
+    Args:
+        stack: the bridge and its megatron-core.
+        texts: cases; all of the stack's by default.
+        others: further layers, in front of what the environment has.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        ended = _wait(_start(stack, Path(folder)))
+        ended = _wait(_start(stack, Path(folder), texts or cases(stack), others))
         outcomes = Path(folder) / "outcomes.json"
         if ended or not outcomes.exists():
             logs = "".join(f"\nrank {rank}: {_log(Path(folder), rank)}" for rank in range(PROCESSES))
@@ -39,16 +45,19 @@ def run(stack: Stack) -> dict[str, Any]:
         return found
 
 
-def _start(stack: Stack, folder: Path) -> list[subprocess.Popen[bytes]]:
+def _start(
+    stack: Stack, folder: Path, texts: tuple[str, ...], others: tuple[tuple[str, str], ...]
+) -> list[subprocess.Popen[bytes]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    layers = (layer(stack.bridge, stack.version), layer("megatron-core", stack.megatron_core))
+    releases = (*others, (stack.bridge, stack.version), ("megatron-core", stack.megatron_core))
+    layers = [layer(*release) for release in releases]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("VERL_", "PYTHONPATH"))}
     kept |= {"PYTHONPATH": os.pathsep.join(map(str, layers)), "OMP_NUM_THREADS": "1"}
     kept |= {"WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-W", "ignore", "-m", "tests.bridges.roundtrip.worker"]
-    command += [stack.bridge, stack.version, stack.megatron_core, str(folder), *cases(stack)]
+    command += [stack.bridge, stack.version, stack.megatron_core, str(folder), *texts]
     processes = []
     for rank in range(PROCESSES):
         with (folder / f"{rank}.log").open("w") as log:

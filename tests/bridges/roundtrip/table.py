@@ -62,10 +62,18 @@ def render(document: dict[str, Any]) -> str:
             "checkpoint means, so that two errors which cancel out show. `tied`: no lm_head; `copies`: with the copies "
             "of embedding and head that DeepSeek's layout has; `share`: tied in Megatron-Bridge's provider as well. "
             "Which cells end in an error instead is asserted in `tests/bridges/roundtrip/cells.py`.",
+            "What is not as a user has it: Qwen3-Next's linear attention is a stand-in with the same parameters; "
+            "MiMo's config class, which transformers has not, is registered by the test; and for Megatron-Bridge 0.3.1 "
+            "and 0.4.2 the test gives Qwen3-Next's config class back what they read off it (`rope_theta`, "
+            "`full_attention_interval`) and this transformers keeps elsewhere. Without that they cannot read the "
+            'config, which is the "no" of [MODELS.md](MODELS.md). With the transformers that they ask for, 4.57.6 and '
+            "5.3.0, Qwen3-Next comes back bit for bit with nothing given back: "
+            "`tests/bridges/roundtrip/test_asked_transformers.py`.",
             "\n".join(rows),
             f"Python {document['python']}, torch {document['torch']}, transformers {document['transformers']}, bf16, "
-            f"gloo, TransformerEngine stood in for. {document['hardware']}. Made by `{document['command']}`; "
-            "`results/round_trip.json`.",
+            f"gloo, TransformerEngine stood in for. Megatron-Bridge from 0.4.2 on and megatron-core from 0.17 on "
+            f"declare Python 3.12; on 3.11 `typing.override` is supplied. {document['hardware']}. Made by "
+            f"`{document['command']}`; `results/round_trip.json`.",
         )
     )
 

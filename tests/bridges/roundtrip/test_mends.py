@@ -7,11 +7,11 @@ import os
 import subprocess
 import sys
 
-from tests.contract.stacks import ROOT, layer
+from tests.contract.stacks import MBRIDGE, MEGATRON_CORE, ROOT, layer
 
 
 def test_deepseek_through_mbridge() -> None:
-    layers = (layer("mbridge", "0.15.1"), layer("megatron-core", "0.19.2"))
+    layers = (layer("mbridge", MBRIDGE[-1]), layer("megatron-core", MEGATRON_CORE[-1]))
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, layers)), OMP_NUM_THREADS="1")
     command = [sys.executable, "-W", "ignore", "-m", "tests.bridges.roundtrip.mends_worker"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)

@@ -25,7 +25,7 @@ class Stack:
     verl: str
     megatron_core: str
     bridge: str = "mbridge"
-    release: str = "0.15.1"
+    release: str = stacks.MBRIDGE[-1]
 
     def __str__(self) -> str:
         return f"verl-{self.verl}_megatron-core-{self.megatron_core}_{self.bridge}-{self.release}"
@@ -54,13 +54,11 @@ class Stack:
         return subprocess.Popen(command, cwd=stacks.ROOT, env=env | environment, **pipes)
 
 
-#: verl 0.7.1's and 0.9.1's checkpoints differ, and mbridge changes with neither.
+#: verl 0.7.1's and 0.9's checkpoints differ, and mbridge changes with neither.
 STACKS = (
-    Stack("0.7.1", "0.16.1"),
-    Stack("0.9.1", "0.16.1"),
-    Stack("0.7.1", "0.17.1", "megatron-bridge", "0.4.2"),
-    Stack("0.8.0", "0.18.2", "megatron-bridge", "0.5.1"),
-    Stack("0.9.1", "0.19.2", "megatron-bridge", "0.6.2"),
+    Stack("0.7.1", stacks.MBRIDGE_CORE),
+    Stack(stacks.VERL[-1], stacks.MBRIDGE_CORE),
+    *(Stack(verl, core, "megatron-bridge", release) for verl, core, release in stacks.WITH_MEGATRON_BRIDGE),
 )
 
 

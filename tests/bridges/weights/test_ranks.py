@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from tests.contract import stacks
+
 from .run import Runs, Stack, base_folder
 from .test_weights import HEAD_NAMES, INIT_STD, PARAMETER_NAMES, PARAMETERS
 
-STAGES = (Stack("0.9.1", "0.16.1"), Stack("0.8.0", "0.18.2", "megatron-bridge", "0.5.1"))
-SHARDS = Stack("0.9.1", "0.19.2", "megatron-bridge", "0.6.2")
-REPLICAS = Stack("0.9.1", "0.16.1")
+REPLICAS = Stack(stacks.VERL[-1], stacks.MBRIDGE_CORE)
+STAGES = (REPLICAS, Stack("0.8.0", stacks.BRIDGE_CORES["0.5.1"], "megatron-bridge", "0.5.1"))
+SHARDS = Stack(stacks.VERL[-1], stacks.MEGATRON_CORE[-1], "megatron-bridge", stacks.MEGATRON_BRIDGE[-1])
 
 
 @pytest.fixture(scope="session")

@@ -138,7 +138,7 @@ def test_a_tensor_that_is_not_sent_is_named_at_the_end(stack: Stack, runs: Runs)
 def test_a_folder_without_the_head_is_no_success(stack: Stack, runs: Runs) -> None:
     found = runs(stack, "train")["spoilt"]
     assert len(found["lost"]) == HEAD / 2, "the file was saved, so there is nothing to notice"
-    if stack.release == "0.6.2":  # Megatron-Bridge itself notices since
+    if stack.bridge == "megatron-bridge" and stack.release >= "0.6":  # Megatron-Bridge itself notices since
         assert found["error"].startswith("RuntimeError: ")
     else:
         more = "" if stack.bridge == "mbridge" else " With verl >= 0.8 checkpoint.strict=False saves what there is."

@@ -1,4 +1,4 @@
-"""verl's SGLang server carries what SGLang counts, in each verl, with SGLang's own names of five releases.
+"""verl's SGLang server carries what SGLang counts, in each verl, with SGLang's own names of each release.
 
 Real: verl's ``SGLangHttpServer``, SGLang's ``TokenizerManager`` and what makes ``meta_info`` there. The scheduler that
 reports the counts stands in.
@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
+from tests.contract import stacks
 
 from .processes import PAIRS, server
 from .scenario import ABORTED, ALL, DRAFT_TOKENS, FIELDS, FINISHED, LONG, ONE_TOKEN, SHORT
@@ -51,7 +53,7 @@ def test_requests_of_others_are_left_alone(verl: str, sglang: str) -> None:
 def test_the_names_change() -> None:
     """Why the counts are looked for under more than one name."""
     names = {sglang: frozenset(server(verl, sglang)["meta_info"]) for verl, sglang in PAIRS}
-    first, newest = names["0.5.6"], names["0.5.21"]
+    first, newest = names["0.5.6"], names[stacks.SGLANG[-1]]
     assert first == names["0.5.8"]
     assert {name for name in first - newest if "token_num" in name} == {"spec_accept_token_num", "spec_draft_token_num"}
     assert newest - first == {"spec_num_correct_drafts", "spec_num_proposed_drafts"}
@@ -79,8 +81,8 @@ def test_as_released_verl_0_9_invents_drafts_where_none_were_made(verl: str, sgl
         assert counts(found[request.name]) == {**NOTHING, FIELDS[0]: DRAFT_TOKENS}
 
 
-@pytest.mark.parametrize("sglang", ["0.5.12.post1", "0.5.21"])
-def test_as_released_verl_0_9_1_sees_no_accepted_draft(sglang: str) -> None:
-    found = server("0.9.1", sglang)
+@pytest.mark.parametrize(("verl", "sglang"), [pair for pair in PAIRS if pair[0] == stacks.VERL[-1]])
+def test_as_released_the_newest_verl_sees_no_accepted_draft(verl: str, sglang: str) -> None:
+    found = server(verl, sglang)
     assert found["meta_info"]["spec_accept_rate"] == LONG.accepted / (LONG.verify * (DRAFT_TOKENS - 1)) == 0.88
     assert counts(found["bare"][LONG.name]) == dict(zip(FIELDS, (DRAFT_TOKENS, 0, LONG.verify)))

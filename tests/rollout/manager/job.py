@@ -72,8 +72,10 @@ class Job:
         mode: Any = RolloutMode.STANDALONE,
         plugin: Any = None,
         free_cache_engine: bool = True,
+        mtp: bool = True,
     ) -> None:
-        config = SimpleNamespace(name="sglang", free_cache_engine=free_cache_engine, mtp={"plugin": plugin})
+        settings = {"enable": mtp, "plugin": plugin}
+        config = SimpleNamespace(name="sglang", free_cache_engine=free_cache_engine, mtp=settings)
         self.replicas = [Replica(rank, server_class, config) for rank in range(REPLICAS)]
         for replica in self.replicas:
             replica.rollout_mode = mode
@@ -84,8 +86,8 @@ class Job:
         if "backend" in inspect.signature(manager).parameters:  # before verl 0.7.1
             self.manager = manager(backend, group, self.replicas)
         else:
-            settings = SimpleNamespace(backend=backend, custom_backend_module=None)
-            self.manager = manager(settings, group, self.replicas)
+            engine = SimpleNamespace(backend=backend, custom_backend_module=None)
+            self.manager = manager(engine, group, self.replicas)
         with_step = "global_steps" in inspect.signature(manager.update_weights).parameters
         self.step = {"global_steps": 7} if with_step else {}
 

@@ -12,7 +12,7 @@ from .conftest import seen
 
 VERL = pytest.mark.parametrize("verl", stacks.VERL)
 #: Releases whose update_weights returns the metrics of the checkpoint engine.
-RETURNS_METRICS = ("0.9.0", "0.9.1")
+RETURNS_METRICS = stacks.VERL[stacks.VERL.index("0.9.0") :]
 
 PAUSED, RESUMED = ["abort_all_requests"] * 2, ["resume_generation"] * 2
 GROUP = ["prepare"] * 2 + ["init_process_group"] * 2

@@ -8,8 +8,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import json
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -89,10 +91,33 @@ def first_sync_skips(kind: str) -> dict[str, Any]:
     return {"results": [sync(make_adapter(HttpEngine(scheduler), kind), weights(kind, 1))]}
 
 
-def nothing_sent(kind: str) -> dict[str, Any]:
-    engine.arm(check_drafter=True)
+def nothing_sent(kind: str, check: bool, **given: Any) -> dict[str, Any]:
+    """Two syncs of a trainer that exports the trunk alone, as asynchronous and as plain stream."""
+    engine.arm(check_drafter=check)
     scheduler, _, _ = make_scheduler(kind)
-    return {"results": [sync(make_adapter(HttpEngine(scheduler), kind), weights(kind, 1, "mtp_layers"))]}
+    client = HttpEngine(scheduler)
+    adapter = make_adapter(client, kind, **given)
+    with said() as lines:
+        results = [sync(adapter, weights(kind, 1, "mtp_layers"))]
+        results.append(outcome(adapter.update_weights(pairs(weights(kind, 2, "mtp_layers")), global_steps=2)))
+    return {"results": results, "calls": client.calls, "said": lines}
+
+
+@contextlib.contextmanager
+def said() -> Iterator[list[str]]:
+    """The plugin's lines meanwhile, but for warnings."""
+    lines: list[str] = []
+    handler, logger = logging.Handler(), logging.getLogger("verl_mtp_plugin")
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    handler.addFilter(lambda record: record.levelno == logging.INFO)
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def left_out(kind: str, worker: str) -> dict[str, Any]:
@@ -128,7 +153,7 @@ def failing(kind: str, fail: dict[str, int], *, begun: bool = False) -> dict[str
     return {"results": results, "calls": client.calls, "open": getattr(scheduler, "_session", None) is not None}
 
 
-def follower(kind: str) -> dict[str, Any]:
+def follower(kind: str, skip: str | None = None) -> dict[str, Any]:
     """A rank without an HTTP client takes part in the gather alone."""
     engine.arm(check_drafter=True)
     adapter = make_adapter(None, kind, leader=False)
@@ -142,7 +167,7 @@ def follower(kind: str) -> dict[str, Any]:
 
     vars(module)["sgl_update_weights"] = gather
     try:
-        result = sync(adapter, weights(kind, 1))
+        result = sync(adapter, weights(kind, 1, skip))
     finally:
         vars(module)["sgl_update_weights"] = original
     return {"results": [result], "gathered": sum(gathered)}
@@ -156,7 +181,7 @@ def lora(kind: str) -> dict[str, Any]:
     adapter = make_adapter(client, kind)
     peft = {"r": 1, "task_type": "CAUSAL_LM", "peft_type": "LORA", "target_modules": ["q_proj"]}
     importlib.import_module(VERL).ServerAdapter.wrap_lora_params = lambda self, config, named: (dict(peft), [b""])
-    result = outcome(adapter.update_weights(pairs(weights(kind, 1)), peft_config=peft, base_sync_done=True))
+    result = outcome(adapter.update_weights(pairs({"lora": None}), peft_config=peft, base_sync_done=True))
     return {"results": [result], "calls": client.calls}
 
 
@@ -183,7 +208,11 @@ def main() -> None:
     found["first_sync_skips"] = first_sync_skips(kind)
     if kind == "plain":
         found["nobodys"] = {"stale": stale("nobodys"), "first_sync_skips": first_sync_skips("nobodys")}
-    found["nothing_sent"] = nothing_sent(kind)
+    for mode, check in (("strict", True), ("auto", False)):
+        found[f"nothing_sent {mode}"] = nothing_sent(kind, check)
+        for load_format in ("auto", "dummy", None):
+            found[f"frozen {load_format} {mode}"] = nothing_sent(kind, check, train=False, load_format=load_format)
+    found["nothing_sent off"] = nothing_sent(kind, True, mtp=False)
     for name in ("DFlashWorker", "DFlashWorkerV2"):
         if isinstance(engine.worker_class(name), type):
             found["left_out"] = left_out(kind, name)
@@ -193,6 +222,7 @@ def main() -> None:
     found["begin_fails"] = failing(kind, {"begin_weight_update": 2})
     found["ended_before"] = failing(kind, {"end_weight_update": 1})
     found["follower"] = follower(kind)
+    found["follower unfed"] = follower(kind, "mtp_layers")
     if hasattr(importlib.import_module(VERL).ServerAdapter, "wrap_lora_params"):
         found["lora"] = lora(kind)
     print("=> " + json.dumps(found))

@@ -26,9 +26,15 @@ class Config(SimpleNamespace):
 class Server:
     """The handle of the server's Ray actor."""
 
-    def __init__(self) -> None:
+    def __init__(self, load_format: str | None = None) -> None:
         self.steps: list[int] = []
         self.set_global_steps = SimpleNamespace(remote=self._set)
+        if load_format is not None:
+            self.load_format = load_format
+            self.mtp_load_format = SimpleNamespace(remote=self._say)
+
+    async def _say(self) -> str:
+        return self.load_format
 
     async def _set(self, step: int) -> None:
         self.steps.append(step)
@@ -62,15 +68,17 @@ def make_scheduler(kind: str, worker: str = "EAGLEWorkerV2") -> tuple[Any, Any, 
     return workers.make_scheduler(speculative, target, lambda: None), draft, target_model
 
 
-def make_adapter(client: Any, kind: str, *, leader: bool = True, mtp: bool = True) -> Any:
-    """verl's adapter, connected."""
+def make_adapter(
+    client: Any, kind: str, *, leader: bool = True, mtp: bool = True, train: bool = True, load_format: str | None = None
+) -> Any:
+    """verl's adapter, connected; ``load_format`` is what the server says of its drafter, None where it cannot."""
     from torch.distributed.device_mesh import init_device_mesh
 
     adapter_class = importlib.import_module(VERL).ServerAdapter
     adapter = object.__new__(adapter_class)
     adapter.config = Config(
         checkpoint_engine=SimpleNamespace(update_weights_bucket_megabytes=1),
-        mtp=SimpleNamespace(enable=mtp, enable_rollout=mtp),
+        mtp=SimpleNamespace(enable=mtp, enable_train=train, enable_rollout=mtp),
         free_cache_engine=True,
     )
     if kind == "mimo":
@@ -80,10 +88,10 @@ def make_adapter(client: Any, kind: str, *, leader: bool = True, mtp: bool = Tru
     else:
         name = "MiMoForCausalLM" if kind == "plain" else "NobodyForCausalLM"
         hf_config = SimpleNamespace(architectures=[name], model_type="", num_hidden_layers=1)
-    adapter.model_config = SimpleNamespace(hf_config=hf_config)
+    adapter.model_config = SimpleNamespace(hf_config=hf_config, local_path=None)
     mesh = init_device_mesh("cpu", mesh_shape=(1, 1, 1), mesh_dim_names=["dp", "infer_tp", "infer_pp"])
     adapter.device_mesh = mesh if leader else {"infer_tp": SimpleNamespace(get_local_rank=lambda: 1)}
-    adapter._engine, adapter.server_actor = client if leader else None, Server()
+    adapter._engine, adapter.server_actor = client if leader else None, Server(load_format)
     adapter.replica_rank, adapter.node_rank, adapter.rollout_rank = 3, 0, 0
     adapter._pd_role, adapter._has_server, adapter.sleep_level = None, True, 2
     return adapter

@@ -112,3 +112,11 @@ def arm(**settings: Any) -> dict[str, str]:
     ours = {patch.id for patch in (*adapter.PATCHES, *scheduler.PATCHES)}
     report = verl_mtp_plugin.activate(Settings(**settings))
     return {record.id: str(record.decision) for record in report.patches if record.id in ours}
+
+
+def decided() -> dict[str, str]:
+    """What becomes of the patches of the scheduler once its process has imported what it imports as it starts."""
+    import verl_mtp_plugin
+
+    importlib.import_module(RUNNER)
+    return {record.id: str(record.decision) for record in verl_mtp_plugin.report().patches}

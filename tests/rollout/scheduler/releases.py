@@ -20,12 +20,12 @@ KNOWN: Final = ("0.5.20", "0.5.23")
 #: Releases in which SGLang's MiMo drafter can be built without a GPU.
 MIMO: Final = ("0.5.8", "0.5.12.post1")
 #: verl, SGLang, and the drafter in front of which verl's adapter is put.
-ADAPTERS: Final = (
-    ("0.7.1", "0.5.6", "plain"),
-    ("0.8.0", "0.5.8", "mimo"),
-    ("0.9.1", "0.5.12.post1", "mimo"),
-    ("0.9.1", "0.5.21", "plain"),
+ADAPTERS: Final = tuple(
+    (verl, sglang, "mimo" if sglang in MIMO else "plain")
+    for verl, sglang in (*stacks.SGLANG_PINS.items(), (stacks.VERL[-1], stacks.SGLANG[-1]))
 )
+#: The newest verl with what it pins, and with the newest SGLang.
+PIN, LATEST = ADAPTERS[-2:]
 
 
 def _made(version: str) -> bool:

@@ -14,14 +14,76 @@ def everything(found: dict[str, Any]) -> dict[str, Any]:
     """Add to ``found`` what can be done after a retract, and whether the plugin allows one."""
     from verl_mtp_plugin.rollout.sglang.scheduler import can_retract
 
-    kinds = ["flush", "release", "holding"]
+    kinds = ["flush", "release", "holding", "grammar", "grammar_release"]
     if hasattr(importlib.import_module(engine.SCHEDULER).Scheduler, "is_fully_idle"):  # as old as a flush that waits
         kinds.append("deferred_flush")
     found["can_retract"] = can_retract()
+    found["refused"] = {name: can_retract(arguments=arguments(**given)) for name, given in ENGINES.items()}
+    found["paused_loop"] = {name: paused_loop(*home) for name, home in LOOPS.items() if engine.module_of(home[0])}
     found["after_retract"] = {kind: after_retract(kind) for kind in kinds}
     found["prefilled"] = {mode: prefilled(overlap=mode == "overlap") for mode in ("overlap", "normal")}
     found["idle_with_a_request_waiting"] = _idle_with_a_request_waiting()
     return found
+
+
+#: Engines by what is special about them.
+ENGINES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "pipeline": {"pp_size": 2},
+    "pdmux": {"enable_pdmux": True},
+    "prefill server": {"disaggregation_mode": "prefill"},
+    "decode server": {"disaggregation_mode": "decode"},
+    "data parallel": {"dp_size": 2, "enable_dp_attention": True},
+    "routed experts": {"enable_return_routed_experts": True},
+    "indexer": {"enable_return_indexer_topk": True},
+    "hidden states": {"enable_return_hidden_states": True},
+    "hierarchical cache": {"enable_hierarchical_cache": True},
+    "sparse cache": {"enable_hisparse": True},
+    "diffusion": {"dllm_algorithm": "LowConfidence"},
+}
+LOOPS = {
+    "event_loop_pp": ("sglang.srt.managers.scheduler_pp_mixin", "SchedulerPPMixin"),
+    "event_loop_pdmux": ("sglang.srt.multiplex.multiplexing_mixin", "SchedulerMultiplexMixin"),
+}
+
+
+def arguments(**given: Any) -> Any:
+    """Of an engine: those of this release that matter here, as they are by default, and those that are given."""
+    default = {"pp_size": 1, "disaggregation_mode": "null", "enable_pdmux": False, "enable_hierarchical_cache": False}
+    return SimpleNamespace(**{**default, **given})
+
+
+class Scheduled(Exception):
+    """A loop went on to look for work."""
+
+
+def paused_loop(module: str, owner: str) -> str:
+    """SGLang's own loop of a paused scheduler with requests that were retracted: what it does first."""
+    name = next(name for name, home in LOOPS.items() if home == (module, owner))
+    scheduler = make_stand_in()
+    _pause(scheduler)
+
+    def scheduled(*args: Any, **kwargs: Any) -> Any:
+        raise Scheduled(f"{len(scheduler.waiting_queue)} requests wait")
+
+    def init_pp_loop_state() -> None:
+        scheduler.running_mbs = [scheduler.running_batch] * 2
+        scheduler.last_mbs, scheduler.mbs, scheduler.send_req_work = [None] * 2, [None] * 2, []
+
+    scheduler.pp_size = scheduler.pp_loop_size = 2
+    scheduler.pp_group = SimpleNamespace(is_last_rank=True, is_first_rank=True)
+    scheduler.init_pp_loop_state = init_pp_loop_state
+    scheduler.recv_requests = scheduler.ingest_requests = lambda: []
+    scheduler.process_input_requests = lambda requests: None
+    scheduler.get_next_batch_to_run = scheduler.init_pdmux = scheduled
+    found = importlib.import_module(module)
+    if hasattr(found, "get_parallel"):
+        engine._substitute(found, get_parallel=lambda: SimpleNamespace(pp_size=2))
+    try:
+        vars(getattr(found, owner))[name](scheduler)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "ended"
 
 
 def make_stand_in() -> Any:
@@ -68,14 +130,18 @@ def after_retract(what: str) -> dict[str, Any]:
     """Pause with ``retract``, then do one thing.
 
     Args:
-        what: flush, deferred_flush, release, or holding (a flush while a waiting request has a row of the cache).
+        what: flush, deferred_flush, release, or holding (a flush while a waiting request has a row of the cache);
+            grammar and grammar_release are flush and release beside a request in the grammar queue.
     """
     scheduler = make_stand_in()
     _pause(scheduler)
     waiting = list(scheduler.waiting_queue)
+    compiling = _batch(9).reqs if what.startswith("grammar") else []
+    owner = scheduler if hasattr(type(scheduler), "move_ready_grammar_requests") else scheduler.grammar_manager
+    owner.grammar_queue = compiling
     result: Any
     try:
-        if what == "release":
+        if what.endswith("release"):
             updater = scheduler.weight_updater or scheduler
             updater.release_memory_occupation(engine.io("ReleaseMemoryOccupationReqInput")(tags=["kv_cache"]))
             result = sorted(scheduler.memory_saver_adapter.unmapped)
@@ -88,7 +154,8 @@ def after_retract(what: str) -> dict[str, Any]:
             result = scheduler.flush_cache()
     except AssertionError as error:
         result = f"AssertionError: {error}"
-    return {"result": result, "waiting": [r.rid for r in waiting], "kept": scheduler.waiting_queue == waiting}
+    kept = scheduler.waiting_queue == waiting and owner.grammar_queue is compiling
+    return {"result": result, "waiting": [r.rid for r in waiting], "kept": kept}
 
 
 def _flush_handler(scheduler: Any) -> Any:

@@ -10,7 +10,7 @@ import importlib
 import json
 from typing import Any
 
-from . import engine, retract, workers
+from . import capturing, engine, retract, workers
 
 
 def update(name: str) -> dict[str, Any]:
@@ -84,9 +84,12 @@ def main() -> None:
         "routes": {name: [r.target, r.draft] for name, r in route.items()},
         "not_importable": {name: cls for name, cls in classes.items() if isinstance(cls, str)},
         "bare": retract.everything({"update": {name: update(name) for name in names}}),
+        "recorded": {"bare": capturing.everything(patched=False)},
     }
     found["patches"] = engine.arm()
     found["patched"] = retract.everything({"update": {name: update(name) for name in names}})
+    found["recorded"]["patched"] = capturing.everything(patched=True)
+    found["decided"] = engine.decided()
     print("=> " + json.dumps(found))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from .releases import ADAPTERS, ask
+from .releases import ADAPTERS, LATEST, PIN, ask
 
 SESSIONS = ("0.5.21",)
 STACKS = pytest.mark.parametrize(("verl", "sglang", "drafter"), ADAPTERS)
@@ -65,15 +65,76 @@ def test_a_tensor_that_the_loader_passes_over_is_found_in_the_first_sync(verl: s
     assert result.startswith(STALE.format(**NAMES[drafter]))
 
 
+UNFED = (
+    "WeightSyncError: verl-mtp-plugin: found replica 3: MTP is trained (mtp.enable_train=True), and the trainer sent "
+    "none of its tensors (names that begin with model.mtp_layers.); expected a drafter with the trainer's MTP weights"
+)
+RANDOM = (
+    "WeightSyncError: verl-mtp-plugin: found replica 3: the drafter's weights are random: the server has "
+    "load_format=dummy, and the trainer sent none of the MTP tensors (names that begin with model.mtp_layers.);"
+)
+FROZEN = "replica 3: the drafter is frozen: mtp.enable_train=False, the trainer sends no MTP tensor, and "
+MODES = pytest.mark.parametrize("mode", ["auto", "strict"])
+
+
+@MODES
 @STACKS
-def test_a_trainer_that_does_not_send_mtp_is_named(verl: str, sglang: str, drafter: str) -> None:
-    (result,) = of(verl, sglang, drafter)["nothing_sent"]["results"]
-    assert "replica 3: the trainer sent none of the drafter's tensors (names with model.mtp_layers.);" in result
+def test_a_trainer_that_trains_mtp_and_does_not_send_it_is_named(
+    verl: str, sglang: str, drafter: str, mode: str
+) -> None:
+    """By names alone, in every mode, once the target has its weights; the session is ended."""
+    found = of(verl, sglang, drafter)[f"nothing_sent {mode}"]
+    assert all(result.startswith(UNFED) for result in found["results"])
+    assert found["calls"] == [DESCRIBE, *messages(sglang), *messages(sglang)]
+
+
+@STACKS
+def test_every_rank_notices(verl: str, sglang: str, drafter: str) -> None:
+    """Those without a client too: the others would wait for them."""
+    (result,) = of(verl, sglang, drafter)["follower unfed"]["results"]
+    assert result.startswith(UNFED)
+
+
+@MODES
+@STACKS
+def test_a_frozen_drafter_with_the_checkpoints_weights_is_served_and_said_once(
+    verl: str, sglang: str, drafter: str, mode: str
+) -> None:
+    found = of(verl, sglang, drafter)[f"frozen auto {mode}"]
+    assert found["results"] == ["ok", "ok"]
+    (line,) = found["said"]
+    assert line == f"{FROZEN}the checkpoint's own (load_format=auto) draft as they are"
+
+
+@MODES
+@STACKS
+def test_a_frozen_drafter_with_random_weights_is_refused(verl: str, sglang: str, drafter: str, mode: str) -> None:
+    found = of(verl, sglang, drafter)[f"frozen dummy {mode}"]
+    assert all(result.startswith(RANDOM) for result in found["results"])
+    assert found["said"] == []
+
+
+@STACKS
+def test_a_frozen_drafter_of_which_the_server_knows_nothing_is_compared_in_strict_mode(
+    verl: str, sglang: str, drafter: str
+) -> None:
+    found = of(verl, sglang, drafter)
+    assert found["frozen None auto"]["results"] == ["ok", "ok"]
+    expected = "replica 3: the trainer sent none of the drafter's tensors (names that begin with model.mtp_layers.);"
+    assert all(expected in result for result in found["frozen None strict"]["results"])
+
+
+@STACKS
+def test_without_mtp_nobody_asks(verl: str, sglang: str, drafter: str) -> None:
+    found = of(verl, sglang, drafter)["nothing_sent off"]
+    assert found["results"] == ["ok", "ok"]
+    assert found["calls"] == [*messages(sglang), *messages(sglang)]
+    assert found["said"] == []
 
 
 def test_where_nobody_has_described_the_family_no_more_is_said_than_is_known() -> None:
     """The trunk has a tensor of that name and size too. Which of them it is, the first sync tells."""
-    found = of("0.9.1", "0.5.21", "plain")["nobodys"]
+    found = of(*LATEST)["nobodys"]
     assert found["first_sync_skips"]["results"] == ["ok"]
     good, bad, mended = found["stale"]["results"]
     assert (good, mended) == ("ok", "ok")
@@ -81,7 +142,7 @@ def test_where_nobody_has_described_the_family_no_more_is_said_than_is_known() -
 
 
 def test_a_worker_that_leaves_out_the_drafter_is_refused_before_anything_is_sent() -> None:
-    found = of("0.9.1", "0.5.12.post1", "mimo")["left_out"]
+    found = of(*PIN)["left_out"]
     assert found["calls"] == [DESCRIBE]
     assert found["target"] == []
     assert "SGLang's DFlashWorker would leave out the draft model's weights" in found["results"][0]
@@ -115,7 +176,7 @@ def test_the_session_of_an_update_that_fails_is_ended(verl: str, sglang: str, dr
 
 
 def test_a_session_that_cannot_be_opened_is_an_error() -> None:
-    found = of("0.9.1", "0.5.21", "plain")["begin_fails"]
+    found = of(*LATEST)["begin_fails"]
     assert "replica 3: begin_weight_update failed (HttpError: 400" in found["results"][0]
     assert found["results"][1] == "ok"
     assert "update" not in found["calls"][:3]
@@ -123,7 +184,7 @@ def test_a_session_that_cannot_be_opened_is_an_error() -> None:
 
 def test_a_session_that_was_ended_before_its_time_is_no_error() -> None:
     """verl sends a request again when the answer takes too long; the first one may have ended the session."""
-    assert of("0.9.1", "0.5.21", "plain")["ended_before"]["results"] == ["ok", "ok"]
+    assert of(*LATEST)["ended_before"]["results"] == ["ok", "ok"]
 
 
 @STACKS

@@ -5,11 +5,14 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
+from tests.contract import stacks
+
 from ..acceptance.processes import run
 from ..answers import shared
 
-#: verl over the engine whose rules are those of this vLLM: what each verl pins, and the one with a release of its own.
-PAIRS = (("0.7.1", "0.12.0"), ("0.8.0", "0.12.0"), ("0.9.0", "0.24.0"), ("0.9.1", "0.24.0"), ("0.9.1", "0.33.0"))
+#: verl over the engine whose rules are those of this vLLM: the newest that each verl allows, and the newest, which has
+#: a release of its own.
+PAIRS = (*stacks.VLLM_PINS.items(), (stacks.VERL[-1], stacks.VLLM[-1]))
 
 
 @shared

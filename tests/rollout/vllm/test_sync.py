@@ -13,7 +13,7 @@ from .core import GARBAGE, SIZES
 from .processes import PAIRS, cases
 
 OLD, NEW = {"target": 1, "drafter": 1}, {"target": 2, "drafter": 1}
-ALONE = ("0.9.1", "0.33.0")  # a release of the KV cache alone
+ALONE = PAIRS[-1]  # a release of the KV cache alone
 
 
 def released(verl: str, vllm: str) -> list[str]:

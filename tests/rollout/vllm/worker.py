@@ -16,9 +16,12 @@ from verl_mtp_plugin.patching import PatchEngine
 from verl_mtp_plugin.rollout.vllm.hooks import PATCHES
 from verl_mtp_plugin.settings import Mode, Settings
 
-from . import server
+from . import (
+    cases_wrong,  # noqa: F401  (its cases are among CASES)
+    server,
+)
 from .cases import outcome
-from .cases_wrong import CASES
+from .cases_feed import CASES
 
 
 async def run_all(servers: server.Servers) -> dict[str, Any]:

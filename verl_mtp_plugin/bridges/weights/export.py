@@ -1,6 +1,7 @@
 """What is sent to the rollout engine has every MTP tensor: planned before the first sync, and counted in each.
 
-A tensor that is not sent leaves the rollout engine drafting with what it has: acceptance falls, or is zero.
+A tensor that is not sent leaves the rollout engine drafting with what it has: acceptance falls, or is zero. Of one that
+is sent twice the last one stays, whichever that is.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-from ...errors import MissingWeightsError
+from ...errors import AmbiguousWeightsError, MissingWeightsError
 from .agreement import everywhere, together
+from .copies import check_copies, from_owners
 from .source import complete
 from .weight_names import chunks, has_mtp, hf_names, is_mbridge, is_mtp, listed, name_of, plan
 
@@ -82,11 +84,20 @@ def watched(stream: Iterable[Any], wanted: Callable[[], Iterable[str]], bridge: 
         bridge: whose stream it is, for the message.
 
     Raises:
+        AmbiguousWeightsError: in place of a tensor whose name has come before.
         MissingWeightsError: at the end, if some did not come.
     """
-    owed = set(wanted())
+    owed, seen = set(wanted()), set[str]()
     try:
         for item in stream:
+            if item[0] in seen:
+                raise AmbiguousWeightsError(
+                    found=f"{item[0]} a second time among the weights that {bridge} exports",
+                    expected="each tensor once: the rollout engine, or the folder, would keep the last one",
+                    advice="Report this with the model and the bridge's version. With pipeline parallelism, "
+                    "pipeline_model_parallel_size=1 may help.",
+                )
+            seen.add(item[0])
             owed.discard(item[0].replace(".base_layer.", "."))  # the wrapped layer of a LoRA
             held = [item]
             del item
@@ -105,17 +116,23 @@ def watched(stream: Iterable[Any], wanted: Callable[[], Iterable[str]], bridge: 
 
 
 def export_weights(original: Any, bridge: Any, models: Any, *args: Any, **kwargs: Any) -> Any:
-    """mbridge's ``Bridge.export_weights``, watched."""
+    """mbridge's ``Bridge.export_weights`` without the copies that stages have of one parameter, watched."""
     stream = original(bridge, models, *args, **kwargs)
     if not has_mtp(models):
         return stream
-    return watched(stream, lambda: check_export(bridge, models), name_of(bridge))
+
+    def wanted() -> frozenset[str]:
+        check_copies(models)
+        return check_export(bridge, models)
+
+    return watched(from_owners(bridge, stream), wanted, name_of(bridge))
 
 
 def export_hf_weights(original: Any, bridge: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
     """Megatron-Bridge's ``AutoBridge.export_hf_weights``, of a completed source, and watched."""
     if not has_mtp(model):
         return original(bridge, model, *args, **kwargs)
+    check_copies(model)
     expected = check_export(bridge, model)
     tasks = kwargs.get("conversion_tasks")
     if tasks is not None:  # a caller's own choice; what get_conversion_tasks returns is complete

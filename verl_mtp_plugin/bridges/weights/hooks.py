@@ -36,6 +36,7 @@ def knows(owner: str, *methods: str) -> Callable[[Environment, ModuleType], Verd
     return decide
 
 
+LANGUAGE_MODULE: Final = "megatron.core.models.common.language_module.language_module"
 MBRIDGE: Final = "mbridge.core.bridge"
 MODEL_BRIDGE: Final = "megatron.bridge.models.conversion.model_bridge"
 AUTO_BRIDGE: Final = "megatron.bridge.models.conversion.auto_bridge"
@@ -44,11 +45,27 @@ ENGINE: Final = "verl.workers.engine.megatron.transformer_impl"
 #: verl 0.7.1's own workers.
 WORKERS: Final = "verl.workers.megatron_workers"
 
-_mbridge: Final = knows("Bridge", "_weight_name_mapping_mcore_local_to_global", "_weight_name_mapping_mcore_to_hf")
+_mbridge: Final = knows(
+    "Bridge",
+    "_weight_name_mapping_mcore_local_to_global",
+    "_weight_name_mapping_mcore_to_hf",
+    "_weight_to_hf_format",
+)
 _model_bridge: Final = knows(
     "MegatronModelBridge", "build_conversion_tasks", "_megatron_global_param_names_all_pp_ranks"
 )
 _auto_bridge: Final = knows("AutoBridge", "_model_bridge", "get_conversion_tasks")
+
+TIED_HEAD: Final = Patch(
+    id="bridge.tied_head",
+    target=Target(LANGUAGE_MODULE, "LanguageModule.setup_embeddings_and_output_layer"),
+    reason="tied embeddings, MTP and pipeline parallelism: the first checkpoint ends in an AssertionError, mbridge "
+    "sends the rollout engine an embedding that is not trained, and fused kernels compute log-probs with it",
+    upstream="no release, nor main; delete when megatron-core allocates no output_layer.weight on an MTP stage with "
+    "tied embeddings",
+    decide=knows("LanguageModule", "shared_embedding_or_output_weight"),
+    build=_call("tied_head", "setup_embeddings_and_output_layer"),
+)
 
 LOADING: Final = (
     Patch(
@@ -144,4 +161,4 @@ CHECKPOINT: Final = (
     _checkpoint("dist_weights_legacy", WORKERS, "load_mcore_dist_weights", "load_mcore_dist_weights", absent_ok=True),
 )
 
-PATCHES: Final[tuple[Patch | PatchSet, ...]] = (*LOADING, *EXPORT, *SAVING, *CHECKPOINT)
+PATCHES: Final[tuple[Patch | PatchSet, ...]] = (TIED_HEAD, *LOADING, *EXPORT, *SAVING, *CHECKPOINT)

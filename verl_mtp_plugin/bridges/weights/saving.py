@@ -14,10 +14,11 @@ from typing import Any
 
 from ...errors import MissingWeightsError
 from .agreement import everywhere, rank, together
+from .copies import check_copies
 from .export import check_export
 from .folder import tensor_names, versions
-from .source import source_of, without
-from .superfluous import superfluous
+from .source import laid_out, source_of
+from .superfluous import changes
 from .weight_names import has_mtp, is_mbridge, listed, name_of
 
 
@@ -29,11 +30,10 @@ def save_weights(original: Any, bridge: Any, models: Any, weights_path: Any, *ar
     """
     io, wanted = bridge.safetensor_io, check_export(bridge, models)
     names = frozenset(getattr(io, "index", None) or ())
-    # With MTP it saves DeepSeek's copies itself.
-    dropped = frozenset() if has_mtp(models) else superfluous(bridge.hf_config, names, with_mtp=False)
+    dropped, copies = changes(bridge, models, bridge.hf_config, names)
 
     def save() -> Any:
-        with _indexed(io, added=wanted - names, dropped=dropped):
+        with _indexed(io, added=(wanted | copies) - names, dropped=dropped):
             return original(bridge, models, weights_path, *args, **kwargs)
 
     return _completely(save, wanted, bridge, Path(weights_path))
@@ -43,15 +43,18 @@ def save_hf_weights(original: Any, bridge: Any, model: Any, path: Any, *args: An
     """Megatron-Bridge's ``AutoBridge.save_hf_weights``, of a completed source; afterwards the folder is looked at.
 
     Raises:
+        AmbiguousWeightsError: pipeline stages have different copies of the embedding.
         MissingWeightsError: MTP tensors are not in the folder.
     """
+    if has_mtp(model):
+        check_copies(model)
     pretrained, wanted = bridge.hf_pretrained, check_export(bridge, model)
     source = source_of(pretrained)
     names = () if source is None else source.get_all_keys()
-    dropped = superfluous(getattr(pretrained, "config", pretrained), names, with_mtp=has_mtp(model))
+    dropped, copies = changes(bridge, model, getattr(pretrained, "config", pretrained), names)
 
     def save() -> Any:
-        with without(pretrained, dropped):
+        with laid_out(pretrained, added=copies, dropped=dropped):
             return original(bridge, model, path, *args, **kwargs)
 
     return _completely(save, wanted, bridge, Path(path))

@@ -16,6 +16,8 @@ from ...errors import UnsupportedError
 
 #: On a changed source: the one as it was.
 _ON_DISK: Final = "_verl_mtp_on_disk"
+#: A static method of sources, by which names are left out of folders.
+_IGNORE: Final = "_ignore_source_key_prefixes"
 
 
 def source_of(pretrained: Any) -> Any:
@@ -50,14 +52,24 @@ def complete(pretrained: Any, wanted: Iterable[str]) -> None:
 
 
 @contextmanager
-def without(pretrained: Any, names: Iterable[str]) -> Iterator[None]:
-    """Within, a checkpoint's source does not have these names."""
-    source, dropped = source_of(pretrained), frozenset(names)
-    if source is None or not dropped:
+def laid_out(pretrained: Any, *, added: Iterable[str], dropped: Iterable[str]) -> Iterator[None]:
+    """Within, a folder is saved with what a checkpoint's source has, with ``added`` and without ``dropped``.
+
+    Raises:
+        UnsupportedError: as :func:`complete`.
+    """
+    source, added, dropped = source_of(pretrained), frozenset(added), frozenset(dropped)
+    if source is None or not (added or dropped):
         yield
         return
-    files = {name: file for name, file in _files(source).items() if name not in dropped}
-    pretrained.state.source = _changed(source, set(source.get_all_keys()) - dropped, files)
+    names, files = frozenset(source.get_all_keys()), _files(source)
+    places = dict.fromkeys(sorted(added - names), max(files.values(), default=""))
+    kept = {name: file for name, file in files.items() if name not in dropped}
+    changed = _changed(source, set(names - dropped | added), {**kept, **places})
+    if hasattr(changed, _IGNORE):
+        # With MTP disabled Megatron-Bridge >= 0.5 takes all names of MTP layers away, and with them what it exports.
+        setattr(changed, _IGNORE, lambda files, prefixes: dict(files or {}))
+    pretrained.state.source = changed
     try:
         yield
     finally:

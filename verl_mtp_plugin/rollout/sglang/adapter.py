@@ -25,15 +25,21 @@ async def update_weights(
     """verl's update, within a session where SGLang has them, and refused where a model would not get its weights.
 
     Raises:
-        WeightSyncError: the drafter or the target would be left out; the session cannot be opened or ended; or the
-            drafter does not hold what was sent (setting ``check_drafter``).
+        WeightSyncError: the drafter or the target would be left out; the trainer sends no MTP, or not all of it; the
+            session cannot be opened or ended; or the drafter does not hold what was sent (setting ``check_drafter``).
     """
     from ... import runtime
     from ...view import View
+    from ..feed import feed_of
 
+    feed = feed_of(self, *args, **kwargs)
+    if feed is not None:
+        weights = feed.watch(weights)
     engine = await _engine(self)
     if engine is None:
-        return await original(self, weights, *args, **kwargs)
+        result = await original(self, weights, *args, **kwargs)
+        await _settle(feed, self)
+        return result
     check = runtime.settings().checks_drafter
     drafter = await _drafter(self, engine, must_answer=check)
     compare = drafter is not None and drafter.answers and check and _wire_format(*args, **kwargs) == _FULL
@@ -47,9 +53,19 @@ async def update_weights(
     finally:
         self._engine = engine
     await session.end()
-    if compare and session.updates:
+    fed = await _settle(feed, self, drafter.layers if drafter is not None else 1)
+    if compare and fed and session.updates:
         await drafter.verify()
     return result
+
+
+async def _settle(feed: Any, adapter: Any, layers: int = 1) -> bool:
+    """Whether the sync fed the drafter."""
+    from ..feed import load_format
+
+    return feed is not None and await feed.settle(
+        lambda: load_format(adapter, getattr(adapter, "server_actor", None)), layers
+    )
 
 
 async def _engine(adapter: Any) -> Any:

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 from ...errors import WeightSyncError
-from ...models.lookup import family_of
+from ...models.lookup import mtp_names_of
 from . import questions
 from .checksum import COMPARABLE, Amount, Book, Comparison, Ledger, over_ranks
+from .parameters import step_of
 from .tensor_names import unit
 
 logger = logging.getLogger(__name__)
@@ -29,11 +30,12 @@ class Drafter:
     def __init__(self, engine: Any, replica: str, hf_config: Any) -> None:
         self.engine = engine
         self._replica = replica
-        self._prefixes = _prefixes(hf_config)
-        self._book = Book(complete=bool(self._prefixes))
+        self._names = mtp_names_of(hf_config)
+        self._book = Book(complete=bool(self._names))
         self._wanted: dict[str, set[str]] = {}  # last parts of a name -> dtypes of the drafter's parameters
         self._pending: list[tuple[str, str, int, Any]] = []
         self.answers = False  # whether the scheduler has the plugin
+        self.layers = 1  # MTP layers that it runs, each with weights of its own
 
     # -- before a sync ----------------------------------------------------------------------------------------------
 
@@ -66,6 +68,7 @@ class Drafter:
                 if parameter.dtype in COMPARABLE:
                     for last in parameter.made_of:
                         self._wanted.setdefault(last, set()).add(parameter.dtype)
+                self.layers = max(self.layers, step_of(parameter.name) + 1)
 
     def _refuse_partial(self, scheduler: dict[str, Any]) -> None:
         missing = [model for model in ("target", "draft") if not scheduler[model]]
@@ -104,7 +107,7 @@ class Drafter:
         path, last = unit(name)
         if last not in self._wanted or hasattr(tensor, "full_tensor"):
             return
-        if self._prefixes and not any(f".{prefix}" in f".{name}" for prefix in self._prefixes):
+        if self._names and name not in self._names:
             return
         if not self._book.may_need(path):
             return
@@ -149,7 +152,7 @@ class Drafter:
             sent.add(name, dtype, Amount(numel, value))
         self._pending = []
         if self._wanted and not sent.amounts:
-            named = f" (names with {' or '.join(self._prefixes)})" if self._prefixes else ""
+            named = f" (names that begin with {self._names})" if self._names else ""
             raise self._error(f"the trainer sent none of the drafter's tensors{named}")
         compared = Comparison((), {}, ())
         for scheduler in schedulers:
@@ -169,13 +172,6 @@ class Drafter:
             expected="an answer from SGLang's scheduler about its drafter",
             advice=f"Install the plugin where SGLang runs, and see the server's log. {_OFF}",
         )
-
-
-def _prefixes(hf_config: Any) -> tuple[str, ...]:
-    """How names of the model's MTP tensors begin; () where nobody has described its family."""
-    family = family_of(hf_config)
-    layers = getattr(getattr(hf_config, "text_config", hf_config), "num_hidden_layers", 0)
-    return tuple(prefix.format(layers=layers) for prefix in family.mtp_prefixes) if family is not None else ()
 
 
 def _few(compared: Comparison, limit: int = 5) -> list[tuple[str, tuple[str, ...]]]:

@@ -18,7 +18,7 @@ CONTROL_LIMIT: Final = "sync_control_timeout_s"
 DRAIN_LIMIT: Final = "sync_drain_timeout_s"
 
 
-async def answered(call: Awaitable[Any], limit_s: float, what: str, setting: str = CONTROL_LIMIT) -> Any:
+async def answered(call: Awaitable[Any], limit_s: float | None, what: str, setting: str = CONTROL_LIMIT) -> Any:
     """The result of ``call`` if it comes within ``limit_s`` seconds.
 
     The call itself is never cancelled, neither by the limit nor with its caller: up to SGLang 0.5.20 a message whose
@@ -26,7 +26,7 @@ async def answered(call: Awaitable[Any], limit_s: float, what: str, setting: str
 
     Args:
         call: what to wait for.
-        limit_s: how long, in seconds.
+        limit_s: how long, in seconds; None: for ever.
         what: it is an answer to, for the message.
         setting: that the limit comes from, for the message.
 
@@ -84,6 +84,15 @@ async def drain(
             )
         await asyncio.sleep(POLL_S)
     return loop.time() - start
+
+
+async def patience(manager: Any, limit_s: float, *, retracted: bool = False) -> float:
+    """:func:`drain` for a job without MTP: the seconds that were waited, and whether for long enough SGLang will say."""
+    start = asyncio.get_running_loop().time()
+    try:
+        return await drain(manager, limit_s, retracted=retracted)
+    except WeightSyncError:
+        return asyncio.get_running_loop().time() - start
 
 
 async def _is_idle(manager: Any, limit_s: float, retracted: bool) -> bool:

@@ -11,7 +11,7 @@ from ...environment import Environment
 from ...patching import MISSING, Patch, PatchSet, Target, Verdict, applicable, unsupported
 from ..acceptance_hooks import SGLANG_SERVER
 from ..coroutines import around_async, later
-from . import adapter, scheduler
+from . import adapter, refusals, scheduler
 
 MANAGER: Final = "sglang.srt.managers.tokenizer_manager"
 _NEEDS_DRAIN: Final = "no release of verl; delete when its server waits until SGLang is idle"
@@ -30,8 +30,8 @@ def _method(module: str, name: str, own: str, wrapper: str | None) -> Callable[[
 def _own_method(module: str, name: str, own: str) -> Any:
     call = later(f"{__package__}.{module}", own)
 
-    async def method(self: Any) -> Any:
-        return await call(self)
+    async def method(self: Any, *args: Any) -> Any:
+        return await call(self, *args)
 
     method.__name__, method.__qualname__ = name, f"SGLangHttpServer.{name}"
     return method
@@ -143,8 +143,52 @@ SERVER: Final = PatchSet(
             creates=True,
         ),
         _server("resume_kv_cache", "counterpart of release_kv_cache", _NEEDS_DRAIN, wrapper="resume", creates=True),
+        _server(
+            "mtp_drain",
+            "with free_cache_engine=False weights are written while a step is in flight, which ends SGLang's scheduler",
+            "plugin code",
+            creates=True,
+        ),
+        _server(
+            "mtp_hold",
+            "half-written weights are served when somebody resumes generation after a weight sync that failed",
+            "plugin code",
+            creates=True,
+        ),
         _server("mtp_status", "nobody can see what a server has released", "plugin code", creates=True),
     ),
 )
 
-PATCHES: Final[tuple[Patch | PatchSet, ...]] = (MEMORY, SERVER, *adapter.PATCHES, *scheduler.PATCHES)
+#: Every route of SGLang's by which weights come; verl uses the first.
+IDLE: Final = tuple(
+    Patch(
+        id=f"rollout.sglang.idle.{route}",
+        target=Target(MANAGER, f"TokenizerManager.update_weights_from_{route}"),
+        reason="SGLang's scheduler ends itself (AssertionError: Cache flush failed) when weights come while a step is "
+        "in flight: with free_cache_engine=False in every sync, since nobody waits there",
+        upstream="no release of SGLang up to 0.5.21 (0.5.22 answers that the update failed); delete when it waits",
+        decide=_is_coroutine_function("TokenizerManager", f"update_weights_from_{route}"),
+        build=around_async(later(f"{__package__}.idle", "update")),
+        absent_ok=True,
+    )
+    for route in ("tensor", "distributed", "ipc", "disk")
+)
+
+LOAD_FORMAT: Final = Patch(
+    id="rollout.sglang.load_format",
+    target=Target(SGLANG_SERVER, "SGLangHttpServer.mtp_load_format"),
+    reason="with load_format=dummy a frozen drafter is random, and nobody is told",
+    upstream="plugin code",
+    build=_method("server", "mtp_load_format", "mtp_load_format", None),
+    creates=True,
+)
+
+PATCHES: Final[tuple[Patch | PatchSet, ...]] = (
+    MEMORY,
+    SERVER,
+    *IDLE,
+    *refusals.SERVER_PATCHES,
+    LOAD_FORMAT,
+    *adapter.PATCHES,
+    *scheduler.PATCHES,
+)

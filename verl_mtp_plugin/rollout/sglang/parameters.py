@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+
+#: Before the names of a drafter that has a model for each step.
+_STEP: Final = "draft_step_"
 
 
 def of_all_ranks(scheduler: Any, runners: list[Any], *, with_digests: bool) -> list[dict[str, Any]]:
@@ -27,12 +30,18 @@ def of_all_ranks(scheduler: Any, runners: list[Any], *, with_digests: bool) -> l
     return everywhere
 
 
+def step_of(parameter: str) -> int:
+    """The step that a parameter named by :func:`of_all_ranks` drafts; 0 where one model drafts them all."""
+    first = parameter.partition(".")[0]
+    return int(first.removeprefix(_STEP)) if first.startswith(_STEP) else 0
+
+
 def _own(scheduler: Any, runners: list[Any]) -> dict[str, Any]:
     target = scheduler.tp_worker.model_runner.model
     shared = {parameter.data_ptr() for parameter in target.parameters()}
     own = {}
     for step, runner in enumerate(runners):
-        prefix = f"draft_step_{step}." if len(runners) > 1 else ""
+        prefix = f"{_STEP}{step}." if len(runners) > 1 else ""
         for name, parameter in runner.model.named_parameters():
             if parameter.data_ptr() not in shared:
                 own[prefix + name] = parameter

@@ -5,30 +5,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from ... import runtime
-from ...errors import UnsupportedError, WeightSyncError
+from ...errors import WeightSyncError
+from .. import acceptance
 from .drain import CONTROL_LIMIT, answered, in_flight
-from .memory import memory_of, require_complete
+from .memory import Memory, memory_of, open_for_verl
+
+logger = logging.getLogger(__name__)
 
 Method = Callable[..., Awaitable[Any]]
 
 _IO: Final = "sglang.srt.managers.io_struct"
 
 
-async def abort_all_requests(original: Method, server: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+async def abort_all_requests(original: Method, server: Any, *args: Any, **kwargs: Any) -> Any:
     """End all requests and hold back new ones.
 
     Returns:
-        aborted: requests that were in flight.
+        aborted: requests that were in flight. Without MTP what verl returns.
 
     Raises:
         WeightSyncError: some did not end in time. New requests are let in again, if they were before.
     """
     if is_second(server):
         return {"aborted": 0}
+    if not memory_for(server).mtp:
+        result = await original(server, *args, **kwargs)
+        memory_for(server).door.taken_over(retracted=False)
+        return result
     manager, limit_s = server.tokenizer_manager, runtime.settings().sync_control_timeout_s
     was_paused = manager.is_pause
     aborted = 0 if was_paused else in_flight(manager)
@@ -47,7 +55,7 @@ async def abort_all_requests(original: Method, server: Any, *args: Any, **kwargs
         await task
     left = in_flight(manager)
     if not was_paused:
-        await answered(_continue(manager), limit_s, "continue_generation")
+        await answered(open_for_verl(manager), limit_s, "continue_generation")
     raise WeightSyncError(
         found=f"{left} of {aborted} requests still in flight {limit_s:g} s after they were aborted",
         expected="an engine that ends the requests it is told to end",
@@ -63,20 +71,19 @@ async def retract_all_requests(server: Any) -> dict[str, Any]:
         aborted: 0. retracted: requests that were in flight.
 
     Raises:
-        UnsupportedError: the installed SGLang loses them, or ends itself. Nothing is paused.
+        UnsupportedError: SGLang would lose them or something of them, or end itself. Nothing is paused.
     """
-    from .scheduler import can_retract
+    from .refusals import refused
+    from .retraction import can_retract, lost_with
 
     if is_second(server):
         return {"aborted": 0, "retracted": 0}
-    reason = can_retract()
-    if reason is not None:
-        raise UnsupportedError(
-            found=f"sync_requests=retract, but {reason}",
-            expected="an SGLang that continues retracted requests after a weight sync",
-            advice="Set mtp.plugin.sync_requests=abort.",
-        )
     manager = server.tokenizer_manager
+    reason = can_retract(arguments=manager.server_args) or lost_with(
+        state.obj for state in list(manager.rid_to_state.values()) if not state.finished
+    )
+    if reason is not None:
+        raise refused(reason)
     retracted = 0 if manager.is_pause else in_flight(manager)
     pause = manager.pause_generation(message("PauseGenerationReqInput", mode="retract"))
     await answered(pause, runtime.settings().sync_control_timeout_s, "pause_generation")
@@ -85,17 +92,34 @@ async def retract_all_requests(server: Any) -> dict[str, Any]:
 
 
 async def resume_generation(original: Method, server: Any, *args: Any, **kwargs: Any) -> Any:
-    """Let requests in again.
+    """Let requests in again: of a server whose memory is away as soon as it is back.
+
+    verl's fully asynchronous trainer resumes servers that it has just put to sleep.
 
     Raises:
-        WeightSyncError: memory is still released, or the pause before it has not ended.
+        WeightSyncError: its weights may be half-written, or the pause before it has not ended.
     """
     if is_second(server):
         return None
-    require_complete(server.tokenizer_manager)
+    memory = memory_for(server)
+    if not memory.mtp:
+        result = await original(server, *args, **kwargs)
+        memory.door.opened()
+        return result
+    if memory.held:
+        raise WeightSyncError(
+            found=f"a server that is asked to generate, but {memory.held}",
+            expected="complete weights before generation is resumed",
+            advice="Take it out with the manager's remove_replicas(), or start the job from its last checkpoint; "
+            "generation stays paused.",
+        )
+    if memory.released:
+        memory.door.wanted_open = True
+        logger.info("generation goes on when %s is resumed", ", ".join(sorted(memory.released)))
+        return None
     limit_s = runtime.settings().sync_control_timeout_s
     result = await answered(original(server, *args, **kwargs), limit_s, "continue_generation")
-    memory_of(server.tokenizer_manager).door.opened()
+    memory.door.opened()
     return result
 
 
@@ -106,7 +130,7 @@ async def stop(server: Any) -> None:
 
 async def go_on(server: Any) -> None:
     """``resume_generation``, likewise."""
-    await _continue(server.tokenizer_manager)
+    await open_for_verl(server.tokenizer_manager)
 
 
 def is_second(server: Any) -> bool:
@@ -114,10 +138,16 @@ def is_second(server: Any) -> bool:
     return bool(server.node_rank != 0)
 
 
+def memory_for(server: Any) -> Memory:
+    """The memory of a server's engine, which from then on knows whether the server's job uses MTP.
+
+    Only this package retracts: whoever has asked for that has asked for the rest.
+    """
+    memory = memory_of(server.tokenizer_manager)
+    memory.mtp = memory.door.retracted or acceptance.uses_mtp(server.config, server.model_config)
+    return memory
+
+
 def message(name: str, **fields: Any) -> Any:
     """A message of SGLang's."""
     return getattr(importlib.import_module(_IO), name)(**fields)
-
-
-async def _continue(manager: Any) -> None:
-    await manager.continue_generation(message("ContinueGenerationReqInput"))

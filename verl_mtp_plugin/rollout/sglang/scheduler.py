@@ -13,9 +13,11 @@ from typing import Any, Final
 
 from ...environment import Environment
 from ...patching import Patch, Target, Verdict, applicable, around, not_needed
-from . import handles, questions, routes
+from . import capturers, handles, questions, refusals, routes
+from .retraction import SCHEDULER, can_retract
 
-SCHEDULER: Final = "sglang.srt.managers.scheduler"
+__all__ = ["HANDLES", "PATCHES", "SCHEDULER", "UPDATERS", "can_retract"]
+
 #: Where the scheduler updates weights: a base class up to 0.5.12, a part of its own from 0.5.13 on.
 UPDATERS: Final = (
     ("mixin", "sglang.srt.managers.scheduler_update_weights_mixin", "SchedulerUpdateWeightsMixin"),
@@ -57,50 +59,35 @@ def update_weights_from_tensor(original: Callable[[Any, Any], Any], self: Any, r
 
 
 def is_fully_idle(original: Callable[..., bool], self: Any, *args: Any, **kwargs: Any) -> bool:
-    """Whether nothing runs. Retracted requests that wait for a pause to end are nothing that runs.
+    """Whether nothing runs. In a paused engine, requests that wait for the pause to end are nothing that runs.
 
-    They hold no row of the KV cache; it may be flushed and released, and they prefill again after it.
+    Neither retracted requests nor those whose grammar is compiled (the grammar queue) hold a row of the KV cache; it
+    may be flushed and released, and they are prefilled after it.
     """
-    asked_apart = any(args) or any(kwargs.values())  # a health check, or a caller that leaves them out by itself
-    if asked_apart or not getattr(self, "_engine_paused", False) or any(map(_holds_kv, self.waiting_queue)):
+    if not getattr(self, "_engine_paused", False):
         return original(self, *args, **kwargs)
-    waiting, self.waiting_queue = self.waiting_queue, []
+    asked = inspect.signature(original).bind(self, *args, **kwargs).arguments
+    if asked.get("for_health_check"):
+        return original(self, *args, **kwargs)
+    queues = [(getattr(self, "grammar_manager", None), "grammar_queue")]
+    if not asked.get("ignore_waiting"):  # SGLang leaves them out by itself
+        queues.append((self, "waiting_queue"))
+    taken: list[tuple[Any, str, Any]] = []
     try:
+        for owner, name in queues:
+            queue = getattr(owner, name, None)
+            if queue and not any(map(_holds_kv, queue)):
+                taken.append((owner, name, queue))
+                setattr(owner, name, [])
         return original(self, *args, **kwargs)
     finally:
-        self.waiting_queue = waiting
+        for owner, name, queue in taken:
+            setattr(owner, name, queue)
 
 
 def _holds_kv(request: Any) -> bool:
     holds = getattr(getattr(request, "kv", None), "holds_kv", None)  # SGLang >= 0.5.20
     return bool(holds) if holds is not None else request.req_pool_idx is not None
-
-
-def can_retract(scheduler: Any = None) -> str | None:
-    """Why requests cannot be retracted for a weight sync with the installed SGLang; None if they can.
-
-    Args:
-        scheduler: SGLang's ``Scheduler`` class; the one that this process has imported, if not given.
-    """
-    if scheduler is None:
-        from sglang.srt.managers.scheduler import Scheduler
-
-        scheduler = Scheduler
-    pause = getattr(scheduler, "pause_generation", None)
-    if pause is None:
-        return "SGLang's Scheduler has no pause_generation"
-    if "is_extend" not in inspect.unwrap(pause).__code__.co_names:
-        return (
-            "SGLang's Scheduler.pause_generation does not look at a batch that has just been prefilled (before 0.5.7): "
-            "its requests would be lost, or the engine would never be idle"
-        )
-    idle = getattr(scheduler, "is_fully_idle", None)
-    if idle is not None and "ignore_waiting" not in inspect.signature(idle).parameters and idle is inspect.unwrap(idle):
-        return (
-            "SGLang counts requests that were retracted as running (0.5.10 to 0.5.20), and the plugin's patch "
-            "rollout.sglang.retract is not in place"
-        )
-    return None
 
 
 def decide_idle(environment: Environment, module: ModuleType) -> Verdict:
@@ -151,10 +138,14 @@ PATCHES: Final[tuple[Patch, ...]] = (
         id="rollout.sglang.retract",
         target=Target(SCHEDULER, "Scheduler.is_fully_idle"),
         reason="releasing the KV cache ends the scheduler when requests were retracted before (SGLang 0.5.10 to "
-        "0.5.20); waiting for an idle engine takes until the timeout (from 0.5.21 on)",
-        upstream="SGLang 0.5.21 for the release; delete when flush_cache with a timeout leaves waiting requests out",
+        "0.5.20); waiting for an idle engine takes until the timeout (from 0.5.21 on, and in all beside a request "
+        "whose grammar is compiled)",
+        upstream="SGLang 0.5.21 for the release; delete when flush_cache with a timeout leaves waiting requests out, "
+        "and the grammar queue",
         decide=decide_idle,
         build=around(is_fully_idle),
         absent_ok=True,
     ),
+    *capturers.PATCHES,
+    *refusals.PATCHES,
 )

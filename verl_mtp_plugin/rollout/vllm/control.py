@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, Final
 
+from .. import acceptance
+
 
 @dataclass
 class Control:
@@ -24,6 +26,8 @@ class Control:
     memory: asyncio.Lock = field(default_factory=asyncio.Lock)  # one release or resume at a time
     inside: int = 0  # requests that are past the door
     asleep: list[str] = field(default_factory=list)  # vLLM's tags of memory that must be woken up
+    wanted_open: bool = False  # generation was resumed while memory was asleep
+    held: str = ""  # why its weights must not be served, whoever asks for it
 
     def __post_init__(self) -> None:
         self.open.set()
@@ -40,6 +44,11 @@ def control_of(server: Any) -> Control:
     control: Control = vars(server).setdefault(_NAME, None) or Control()
     setattr(server, _NAME, control)
     return control
+
+
+def uses_mtp(server: Any) -> bool:
+    """Whether this server's job uses MTP; otherwise its calls are upstream's."""
+    return acceptance.uses_mtp(server.config, server.model_config)
 
 
 def name_of(server: Any) -> str:
@@ -76,9 +85,10 @@ async def admitted(server: Any, call: Any) -> Any:
 
 async def close(server: Any) -> None:
     """Let nobody in any more, and those who are in as far as the engine, where the pause that follows meets them."""
+    control = control_of(server)
+    control.wanted_open = False
     if has_door(server):
         return
-    control = control_of(server)
     control.open.clear()
     deadline = time.monotonic() + BARRIER_S
     while len(server.engine.output_processor.request_states) < control.inside and time.monotonic() < deadline:

@@ -11,6 +11,7 @@ from ..coroutines import around_async, later
 from . import probes
 
 SERVER: Final = "verl.workers.rollout.vllm_rollout.vllm_async_server"
+ADAPTER: Final = "verl.workers.rollout.vllm_rollout.vllm_rollout"
 ENGINE: Final = "vllm.v1.engine.async_llm"
 
 
@@ -22,10 +23,24 @@ def _method(module: str, name: str) -> Any:
         if original is not MISSING:
             return build(original)
 
-        async def method(self: Any) -> Any: ...
+        async def method(self: Any, *args: Any) -> Any: ...
 
         method.__name__, method.__qualname__ = name, f"vLLMHttpServer.{name}"
         return build(method)
+
+    return made
+
+
+def _own(module: str, name: str) -> Any:
+    """A builder of a method that is all our own."""
+    call = later(f"{__package__}.{module}", name)
+
+    def made(original: Any) -> Any:
+        async def method(self: Any) -> Any:
+            return await call(self)
+
+        method.__name__, method.__qualname__ = name, f"vLLMHttpServer.{name}"
+        return method
 
     return made
 
@@ -91,6 +106,18 @@ KV_CACHE: Final = PatchSet(
             absent_ok=True,
         ),
         _server(
+            "mtp_drain",
+            "with free_cache_engine=False requests that were on their way run on half-written weights",
+            "plugin code",
+            creates=True,
+        ),
+        _server(
+            "mtp_hold",
+            "half-written weights are served when somebody resumes generation after a weight sync that failed",
+            "plugin code",
+            creates=True,
+        ),
+        _server(
             "generate",
             "requests that arrive during a weight sync run on half-written weights (verl 0.9.0 with vLLM >= 0.18); "
             "verl 0.8.0 raises AttributeError('request_spec_decode_stats') for each, and no verl shows acceptance",
@@ -140,4 +167,31 @@ ACCEPTANCE: Final = PatchSet(
     ),
 )
 
-PATCHES: Final[tuple[Patch | PatchSet, ...]] = (KV_CACHE, SLEEP_LEVEL, PAUSE, ACCEPTANCE)
+FEED: Final = (
+    Patch(
+        id="rollout.vllm.adapter",
+        target=Target(ADAPTER, "ServerAdapter.update_weights"),
+        reason="a drafter that the trainer does not send keeps its old weights, or random ones, and nobody is told",
+        upstream="no release",
+        build=around_async(later(f"{__package__}.feed", "update_weights")),
+        absent_ok=True,
+    ),
+    Patch(
+        id="rollout.vllm.launch",
+        target=Target(SERVER, "vLLMHttpServer.launch_server"),
+        reason="verl 0.7.1 hands weights to the target model alone: the drafter keeps its first, or random ones",
+        upstream="verl 0.8.0 feeds the drafter; delete when that is the oldest supported one",
+        decide=is_coroutine_function("vLLMHttpServer.launch_server"),
+        build=around_async(later(f"{__package__}.feed", "launch_server")),
+    ),
+    Patch(
+        id="rollout.vllm.load_format",
+        target=Target(SERVER, "vLLMHttpServer.mtp_load_format"),
+        reason="with load_format=dummy a frozen drafter is random, and nobody is told",
+        upstream="plugin code",
+        build=_own("feed", "mtp_load_format"),
+        creates=True,
+    ),
+)
+
+PATCHES: Final[tuple[Patch | PatchSet, ...]] = (KV_CACHE, SLEEP_LEVEL, PAUSE, ACCEPTANCE, *FEED)

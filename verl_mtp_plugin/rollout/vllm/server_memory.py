@@ -10,7 +10,7 @@ from typing import Any, Final
 from ... import runtime
 from ...errors import WeightSyncError
 from . import kv_cache, memory
-from .control import control_of, is_closed, name_of, pauses_in_core
+from .control import control_of, is_closed, name_of, pauses_in_core, uses_mtp
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +31,18 @@ def _keeps_cache(server: Any) -> str:
     return ""
 
 
-async def release_kv_cache(original: Any, server: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+async def release_kv_cache(original: Any, server: Any, *args: Any, **kwargs: Any) -> Any:
     """Free the KV cache of a paused server; weights of target and drafter stay.
 
     Returns:
-        drain_s (seconds), freed_bytes (None: not known), released (vLLM's tags; empty: the cache stays).
+        drain_s (seconds), freed_bytes (None: not known), released (vLLM's tags; empty: the cache stays). Without MTP
+        what verl returns.
 
     Raises:
         WeightSyncError: the server is not paused, or not empty in time: nothing was released. Or vLLM failed.
     """
+    if not uses_mtp(server):
+        return await original(server, *args, **kwargs)
     kept = _keeps_cache(server)
     if kept:
         logger.debug("%s keeps its KV cache: %s", name_of(server), kept)
@@ -85,23 +88,29 @@ async def _require_pause(server: Any) -> None:
         await server.engine.pause_generation(clear_cache=False)  # when its memory came back it resumed by itself
 
 
-async def resume_kv_cache(original: Any, server: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+async def resume_kv_cache(original: Any, server: Any, *args: Any, **kwargs: Any) -> Any:
     """Take back what was released; nothing and a warning if that is nothing.
 
     Returns:
-        resumed: vLLM's tags.
+        resumed: vLLM's tags. Without MTP what verl returns.
 
     Raises:
         WeightSyncError: vLLM failed.
     """
+    if not uses_mtp(server):
+        return await original(server, *args, **kwargs)
     if _keeps_cache(server):
         return {"resumed": []}
     control = control_of(server)
     async with control.memory:
         if not control.asleep:
-            logger.warning("%s has released nothing: nothing to resume", name_of(server))
+            logger.debug("%s has released nothing: nothing to resume", name_of(server))
             return {"resumed": []}
         with _failing(server, "kv_resume"):
             resumed = await kv_cache.resume(server.engine, control.asleep)
             await server.clear_kv_cache()  # what the prefix cache points to is gone
+            if control.wanted_open and not control.held:
+                await server.engine.resume_generation()
+                control.wanted_open = False
+                control.open.set()
     return {"resumed": resumed}

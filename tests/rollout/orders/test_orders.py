@@ -1,0 +1,97 @@
+"""Every order in which verl calls its SGLang servers, on the real servers: none fails with the plugin that works without.
+
+With MTP, and without, where the plugin must not be noticed. SGLang's rules are real; batches and memory stand in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ..conftest import StartHost
+from ..host import Host
+from ..stacks import LATEST, PINNED, Stack
+from .orders import ORDERS, OTHERS
+
+STACKS = (*PINNED[:2], Stack("0.9.0", "0.5.8"), PINNED[2], LATEST)
+LIMITS = {"VERL_MTP_PLUGIN_SYNC_DRAIN_TIMEOUT_S": "5", "VERL_MTP_PLUGIN_SYNC_CONTROL_TIMEOUT_S": "5"}
+PLUGIN = ("mtp", "without mtp")
+#: As SGLang says it; 0.5.22 and later answer that the update failed.
+FLUSH = "scheduler ended: AssertionError: Cache flush failed after updating weights"
+
+
+@pytest.fixture(scope="module", params=STACKS, ids=str)
+def host(request: pytest.FixtureRequest, start_host: StartHost) -> Host:
+    return start_host(request.param, "tests.rollout.orders.play", **LIMITS)
+
+
+def _awake(one: dict[str, Any]) -> bool:
+    return bool(one["unmapped"] == [] and one["request"] == "" and not any(one["waited"]) and one["death"] == "")
+
+
+def _asleep(one: dict[str, Any]) -> bool:
+    """It sleeps, and its memory comes back when its job takes it back."""
+    back = (one.get("woken"), one.get("left"), one.get("request"), one["death"])
+    return bool(one["unmapped"]) and back == ("", [], "", "")
+
+
+@pytest.mark.parametrize("how", PLUGIN)
+@pytest.mark.parametrize("name", ORDERS)
+def test_verls_orders(host: Host, name: str, how: str) -> None:
+    order, release = ORDERS[name], host.stack.verl
+    if release not in order.releases:
+        assert not any(release in other.releases for key, other in ORDERS.items() if key == name)
+        return
+    found = host.play("play_order", name=name, release=release, how=how)
+    if release in order.generates_asleep:
+        first = found["wrong"][0]
+        assert first[2] == "generate"
+        # Without MTP it is upstream's: the engine runs without its memory.
+        assert first[3] == "waits" if how == "mtp" else "unmapped" in first[3]
+        return
+    assert found["wrong"] == []
+    for server, one in found["end"].items():
+        assert (_asleep if server in order.asleep else _awake)(one), (server, one)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_verls_orders_as_released(host: Host, name: str) -> None:
+    """What the plugin is compared with."""
+    order, release = ORDERS[name], host.stack.verl
+    if release in order.releases and release not in order.generates_asleep:
+        found = host.play("play_order", name=name, release=release, how="bare")
+        assert bool(found["wrong"]) is order.upstream_fails
+
+
+@pytest.mark.parametrize("how", PLUGIN)
+@pytest.mark.parametrize("name", OTHERS)
+def test_repeated_and_displaced_calls(host: Host, name: str, how: str) -> None:
+    found = host.play("play_other", name=name, how=how)
+    assert found["wrong"] == []
+    assert _awake(found["end"]["server"]), found
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_repeated_and_displaced_calls_as_released(host: Host, name: str) -> None:
+    if host.stack.verl in OTHERS[name].releases:
+        found = host.play("play_other", name=name, how="bare")
+        assert bool(found["wrong"]) is OTHERS[name].upstream_fails
+
+
+@pytest.mark.parametrize("paused", [True, False], ids=["paused", "open"])
+@pytest.mark.parametrize("mode", ["HYBRID", "STANDALONE", "COLOCATED"])
+def test_weights_wait_for_a_step_in_flight_where_the_cache_stays(host: Host, mode: str, paused: bool) -> None:
+    for how in PLUGIN:
+        found = host.play("busy_write", mode=mode, how=how, paused=paused)
+        assert found["wrong"] == [], how
+        assert found["end"]["server"]["request"] == ""
+    bare = host.play("busy_write", mode=mode, how="bare", paused=paused)
+    assert bare["wrong"][0][3] == FLUSH
+
+
+def test_half_written_weights_are_served_to_nobody(host: Host) -> None:
+    found = host.play("held")
+    refused = "WeightSyncError: verl-mtp-plugin: found a server that is asked to generate, but its weights may be half"
+    assert [said[: len(refused)] for said in found["said"]] == ["", "", refused, "", refused, "", ""]
+    assert found["paused"]
