@@ -128,7 +128,9 @@ async def play(
 
 async def _launched(state: Any, modes: dict[str, str], mtp: bool, free_cache_engine: bool) -> dict[str, Played]:
     options = {"free_cache_engine": free_cache_engine, "mtp": servers.mtp_config(mtp)}
-    return {name: Played(await servers.launch(state.model[mtp], mode, **options), mode) for name, mode in modes.items()}
+    return {
+        name: Played(await servers.launch(state.model[mtp], mode, **options), mode) for name, mode in modes.items()
+    }
 
 
 async def _play(state: Any, steps: list[tuple[str, str]], played: dict[str, Played], clear: Any) -> Outcome:

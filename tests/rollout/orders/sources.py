@@ -172,7 +172,8 @@ SOURCES = (
     Source(
         SEPARATION,
         "SeparateRayPPOTrainer._fit_generate",
-        2 * "async_rollout_manager.start_profile async_rollout_manager.generate_sequences "
+        2
+        * "async_rollout_manager.start_profile async_rollout_manager.generate_sequences "
         "checkpoint_manager.sleep_replicas async_rollout_manager.stop_profile " + "self._compute_reward_colocate",
         ALL[:1],
     ),
@@ -228,9 +229,7 @@ SOURCES = (
         "RewardLoopManager.compute_rm_score",
         "reward_model_manager.wake_up reward_model_manager.sleep",
     ),
-    Source(
-        "experimental/agent_loop/agent_loop.py", "AgentLoopManager.clear_kv_cache", "replica.clear_kv_cache", ALL[:1]
-    ),
+    Source("experimental/agent_loop/agent_loop.py", "AgentLoopManager.clear_kv_cache", "replica.clear_kv_cache", ALL[:1]),
 )
 
 

@@ -188,9 +188,7 @@ def _experts_flow(module: Any, count: int, patched: bool) -> dict[str, Any]:
     def layer(index: int, chosen: tuple[int, int]) -> Layer:
         choose, logits = topk(top_k=2, layer_id=index), torch.zeros(4)
         logits[list(chosen)] = 5.0
-        return lambda batch: choose(
-            torch.zeros(len(batch.out_cache_loc), 8), logits.repeat(len(batch.out_cache_loc), 1)
-        )
+        return lambda batch: choose(torch.zeros(len(batch.out_cache_loc), 8), logits.repeat(len(batch.out_cache_loc), 1))
 
     get = module.get_global_experts_capturer
     overlap = not importlib.import_module(engine.RUNNER).get_global_server_args().disable_overlap_schedule
