@@ -113,6 +113,7 @@ class Plugins:
     """The packages registered under the entry-point group ``verl_mtp_plugin``, the built-in ones first."""
 
     def __init__(self, found: tuple[EntryPoint, ...] | None = None) -> None:
+        self.complete = found is None  # with all that is installed
         self._builtin = [_Package(point.name, point.value) for point in BUILTIN]
         self._others: list[_Package] = []
         for package, point in zip(self._builtin, BUILTIN, strict=True):

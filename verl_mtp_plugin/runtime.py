@@ -48,6 +48,7 @@ class Runtime:
         self.fault: SettingsError | None = None
         self.active = False
         self._plugins: Plugins | None = None
+        self._restricted = False  # the patch sets that are asked for are some of ours
         self._packages: dict[int, str] = {}  # who brought a patch set, by its identity; "" for our own
         self._lock = threading.RLock()
 
@@ -123,19 +124,24 @@ class Runtime:
 
     def _arm(self, only: frozenset[str] | None, reason: str) -> None:
         """Arm all patch sets, or those of ours with an id in ``only``; the others are skipped for ``reason``."""
+        self._restricted = only is not None
         for package, patches in groupby(self._known_patches(), lambda patch: self._packages.get(id(patch), "")):
             chosen = [(only is None or (not package and patch.id in only), patch) for patch in patches]
             self.engine.skip([patch for kept, patch in chosen if not kept], reason, package=package)
             self.engine.arm([patch for kept, patch in chosen if kept], package=package)
 
     def _known_patches(self) -> list[PatchSet]:
-        """The patch sets of all packages, our own first."""
-        if self._plugins is None:
-            self._plugins = Plugins()
-        found = self._plugins.patches_by_package(self.environment)
+        """The patch sets of all packages, our own first; of ours alone where nothing else is armed."""
+        found = self._everybody(others=not self._restricted).patches_by_package(self.environment)
         sets = [(package, as_patch_set(item)) for package, items in found for item in items]
         self._packages = {id(patch_set): package for package, patch_set in reversed(sets)}  # the first has it
         return [patch_set for _, patch_set in sets]
+
+    def _everybody(self, *, others: bool) -> Plugins:
+        """The packages; with the plugin off, other people's are not even imported."""
+        if self._plugins is None or (others and not self._plugins.complete):
+            self._plugins = Plugins() if others else Plugins(())
+        return self._plugins
 
     def deactivate(self) -> None:
         with self._lock:
@@ -148,9 +154,7 @@ class Runtime:
 
     def models(self) -> list[ModelFamily]:
         with self._lock:
-            if self._plugins is None:
-                self._plugins = Plugins()
-            return self._plugins.models()
+            return self._everybody(others=True).models()
 
     def report(self) -> PatchReport:
         from .patching.report import PatchReport

@@ -2,7 +2,12 @@
 
 In the config everything lies under one key: ``+actor_rollout_ref.model.mtp.plugin=strict``, or, with options,
 ``+actor_rollout_ref.model.mtp.plugin.mode=strict +actor_rollout_ref.model.mtp.plugin.loss=total_variation``. In the
-environment: ``VERL_MTP_PLUGIN=strict VERL_MTP_PLUGIN_LOSS=total_variation``.
+environment: ``VERL_MTP_PLUGIN=strict VERL_MTP_PLUGIN_LOSS=total_variation``. Both are read by one grammar
+(:mod:`.setting_values`).
+
+The config goes over the environment, but for ``off``, which wins wherever it stands, over any mistake beside it too. A
+mistake, be it a misspelt variable, is named at once, and ends a job with MTP; without MTP nobody uses the option, and
+verl works as released. The options of one MtpConfig are not those of a later one (:mod:`.job.configs`).
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ def data_metrics(batch, use_critic=True): ...  # type: ignore[no-untyped-def]
 
 BATCH = Bag(non_tensor_batch={})
 OUTPUT = Bag(extra_fields={})
-SERVER = Bag(config=Bag(mtp=MTP), node_rank=0, engine=object())
+SERVER = Bag(config=Bag(mtp=MTP), model_config=MODEL_CONFIG, node_rank=0, engine=object())
+RUNNER = Bag(is_draft_worker=False, server_args=Bag(enable_return_routed_experts=True))
 #: Patch -> how upstream calls what it wraps, its signature where that is looked at, and what it returns.
 Call = tuple[tuple[Any, ...], dict[str, Any], Callable[..., Any] | None, Any]
 
@@ -113,7 +114,31 @@ CALLS: dict[str, Call] = {
     "rollout.acceptance.request_0_7": call(Bag(), "id", returns=OUTPUT),
     "rollout.acceptance.turn": call(Bag(), Bag(extra_fields={}), {}),
     "rollout.vllm.sleep_level": call(SERVER),
+    "rollout.vllm.adapter": call(Bag(config=Bag(mtp=MTP)), iter(())),
+    "rollout.vllm.launch": call(SERVER, master_port=1),
+    "rollout.sync_metrics": call(Bag(), {"loss": 1.0}, step=1),
+    "rollout.sglang.refusals": call(Bag(tp_size=1)),
+    "rollout.sglang.capturers.forward": call(RUNNER),
+    "rollout.sglang.capturers.experts": call(RUNNER),
+    "rollout.sglang.capturers.indexer": call(RUNNER),
+    "bridge.tied_head": call(Bag(share_embeddings_and_output_weights=True, mtp_process=False)),
 }
+for _engine in ("automodel", "fsdp", "torchtitan", "veomni"):
+    CALLS[f"job.engines.{_engine}"] = call(engine())
+for _method in ("abort_all_requests", "resume_generation", "resume_engine_generation", "release_kv_cache"):
+    CALLS[f"rollout.vllm.{_method}"] = call(SERVER)
+CALLS["rollout.vllm.resume_kv_cache"], CALLS["rollout.vllm.generate"] = call(SERVER), call(SERVER, "prompt", seed=1)
+for _loop in ("event_loop_pdmux", "event_loop_pp"):
+    CALLS[f"rollout.sglang.retract.{_loop}"] = call(Bag(_engine_paused=False))
+for _home in ("layers", "state"):
+    CALLS[f"rollout.sglang.retract.experts.{_home}"] = call(True, model_config=object())
+
+
+def get_global_experts_capturer() -> None:
+    """What SGLang's module of model runners has: nothing is captured yet."""
+
+
+get_global_indexer_capturer = get_global_experts_capturer
 for _model in ("hybrid.hybrid_model.HybridModel", "mamba.mamba_model.MambaModel"):
     CALLS[f"model_class.megatron.core.models.{_model}.forward"] = call(MODEL, input_ids=1, position_ids=2, like=hybrid)
 

@@ -16,6 +16,11 @@ from tests.contract.stacks import ROOT, VERL, layer
 ELSEWHERE = {
     "job.overlong_log": "test_script_defaults.py",
     "job.withdrawn_option": "test_script_defaults.py",
+    "job.engines.new": "test_engines.py: an engine with MTP off is made",
+    "job.engines.register": "test_engines.py: a class of another package asks the same question",
+    "rollout.vllm.mtp_drain": "a method of ours, which our weight sync alone calls",
+    "rollout.vllm.mtp_hold": "a method of ours, which our weight sync alone calls",
+    "rollout.weight_sync": "tests/rollout/orders: the orders of verl without MTP",
     "training.engine_step.get_megatron_mtp_loss": "verl asks for the MTP loss with mtp.enable alone",
     "training.legacy_actor.get_megatron_mtp_loss": "verl 0.7.1's actor asks for the MTP loss with an mtp_config alone",
     "training.gate": "verl calls patch_postprocess with mtp.enable alone",

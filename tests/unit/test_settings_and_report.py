@@ -161,6 +161,14 @@ def test_a_line_at_the_start_of_training_counts_sets_and_names_what_is_not_appli
         "not imported; 2 not applied: d.2 is failed (TypeError: no); a.1 of plugin 'lab' from lab_hooks (lab 1.0) is "
         "conflict (the id 'a.1' is taken)"
     )
+    for decision in Decision:  # each is counted or named
+        assert str(decision).split("_")[0] in replace(
+            REPORT, patches=(record("x", decision),)
+        ).summary() or decision in (
+            Decision.ARMED,
+            Decision.SKIPPED,
+            Decision.REVERTED,
+        )
     assert REPORT.summary().endswith("1 applied, 1 for modules that this process has not imported; none failed")
 
 

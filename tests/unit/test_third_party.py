@@ -148,3 +148,17 @@ def test_strict_mode_stops_for_a_package_that_is_left_out(tmp_path: Path, run: R
     assert run(code).returncode == 0
     done = run(code, check=False, VERL_MTP_PLUGIN="strict")
     assert "found plugin 'strict_lab' from strict_lab_hooks (strict_lab 1.0): loading it failed" in done.stderr
+
+
+def test_with_the_plugin_off_nobody_is_imported(tmp_path: Path, run: Run) -> None:
+    install(tmp_path / "modules", "off_lab", "print('imported')")
+    code = """
+        import verl_mtp_plugin
+        from verl_mtp_plugin import runtime
+        print(verl_mtp_plugin.activate().active, verl_mtp_plugin.report().plugins[-1].name)
+        verl_mtp_plugin.activate({"mode": "off"})
+        print(runtime.models()[0].name)  # somebody asks all the same
+    """
+    first, second, *_ = run(code, VERL_MTP_PLUGIN="off").stdout.splitlines()
+    assert (first, second) == ("False models", "imported")
+    assert run(code).stdout.splitlines()[:2] == ["imported", "True off_lab"]

@@ -14,6 +14,7 @@ TARGET_BODY = "def shared(): return 0\n" + "\n".join(f"def f{number}(): return {
 HEAD = """
     from verl_mtp_plugin.hookspecs import hookimpl
     from verl_mtp_plugin.models import ModelClass, ModelFamily, Seam
+    from verl_mtp_plugin.patching.needs import Needs
     from verl_mtp_plugin.patching import Decision, Patch, PatchSet, Target, Verdict, applicable, around
     wrap = around(lambda original: ("patched", original()))
     def patch(number, id=None, **fields):
@@ -68,6 +69,9 @@ PACKAGES: dict[str, Fault] = {
     "target_twice_in_a_set": Fault(
         hook('[PatchSet("lab.set", (patch(1, id="lab.x"), patch(1, id="lab.y")))]'), ["lab_target:f1 more than once"]
     ),
+    "needs_are_text": Fault(hook('[patch(1, needs="m:f")]'), ["needs='m:f'", "a tuple of Needs"]),
+    "needs_of_text": Fault(hook('[patch(1, needs=("m:f",))]'), ["needs='m:f'", "a tuple of Needs"]),
+    "where_is_no_text": Fault(hook("[patch(1, needs=(Needs(7),))]"), ["Needs 7: where=7 (int)", "a string"]),
     "since_is_text": Fault(family(since='"0.7.0"'), ["ModelFamily 'Lab'", "since='0.7.0' (str)", "a mapping from"]),
     "since_of_a_misspelt_bridge": Fault(family(since='{"megatron_bridge": "0.7.0"}'), ["Write 'megatron-bridge'"]),
     "since_is_a_number": Fault(family(since='{"mbridge": 0.7}'), ["since={'mbridge': 0.7}", "a string"]),
@@ -166,6 +170,16 @@ PATCHES: dict[str, tuple[str, str, Sequence[str]]] = {
         ["returned <missing>", "a forgotten return?"],
     ),
     "build_exits": ("patch(30, build=lambda original: exit(5))", "failed", ["SystemExit: 5"]),
+    "need_is_missing": (
+        'patch(38, needs=(Needs("lab_target:no"),))',
+        "unsupported",
+        ["lab_target:no does not exist"],
+    ),
+    "check_exits": (
+        'patch(39, needs=(Needs("lab_target:f1", check=lambda f: exit(6)),))',
+        "failed",
+        ["SystemExit: 6"],
+    ),
     "id_of_ours": (
         'patch(31, id="training.recompute")',
         "conflict",

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from .. import runtime
 from ..errors import PatchRequiredError
-from ..patching.patch import BROKEN
+from ..patching.patch import BROKEN, Decision
 from ..settings import Mode
 from . import configs
 
@@ -101,7 +101,7 @@ def _announce_training() -> None:
         return
     _training_announced = True
     report = runtime.report()
-    if report.with_decision(BROKEN) or _rank() == 0:
+    if report.with_decision(BROKEN | {Decision.LOST}) or _rank() == 0:
         logger.info("%s", report.summary())
 
 

@@ -6,67 +6,20 @@ import logging
 import threading
 from collections.abc import Collection, Iterable, Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ..environment import Environment
-from ..errors import ForeignPatchError, PatchRequiredError, said, shown
+from ..errors import ForeignPatchError, PatchRequiredError, said
 from .arming import ModuleWatch
 from .change import Change, plan
-from .needs import Needs, missing
-from .patch import BROKEN, SATISFIED, Decision, Patch, PatchSet, Verdict, as_patch_set, unsupported
+from .needs import missing
+from .patch import SATISFIED, Decision, Patch, PatchSet, Verdict, as_patch_set, unsupported
+from .units import Entry, Unit, clash_of, unknown
 
 if TYPE_CHECKING:
     from .report import PatchRecord
 
 logger = logging.getLogger(__name__)
-
-#: Ids that an error names for one that nobody has: the nearest; all, where they are few.
-_NEAREST: Final = 3
-_FEW: Final = 8
-
-
-class _Entry:
-    """A patch in this process: what was decided, and what was changed."""
-
-    def __init__(self, patch: Patch) -> None:
-        self.patch = patch
-        self.decision = Decision.ARMED
-        self.detail = ""
-        self.change: Change | None = None
-        self.unseen: tuple[Needs, ...] = patch.needs  # not looked at yet: their modules have not been imported
-
-    def settle(self, verdict: Verdict) -> None:
-        """Keep a verdict; an optimization that does not fit is no fault."""
-        lost = verdict.decision is Decision.UNSUPPORTED and self.patch.optimization
-        self.decision, self.detail = Decision.LOST if lost else verdict.decision, verdict.detail
-
-    @property
-    def broken(self) -> bool:
-        return self.decision in BROKEN or self.decision is Decision.LOST
-
-
-class _Unit:
-    """A patch set in this process."""
-
-    def __init__(self, patch_set: PatchSet, package: str = "") -> None:
-        self.patch_set = patch_set
-        self.package = package  # who brought it, for messages
-        self.entries = [_Entry(patch) for patch in patch_set.patches]
-        self.order = 0  # when it was applied: reverting goes backwards
-        self.left_out = False  # it takes an id or a target that an earlier set has
-        #: The names under which it, or a part of it, is asked for.
-        self.ids = frozenset({patch_set.id, *(patch.id for patch in patch_set.patches)})
-        self.targets = {patch.target: patch.id for patch in patch_set.patches}
-
-    def describes(self, patch_set: PatchSet) -> bool:
-        """Whether ``patch_set`` is this one, made anew by a hook that is asked again."""
-        if self.patch_set.id != patch_set.id:
-            return False
-        return self.targets == {patch.target: patch.id for patch in patch_set.patches}
-
-    def named(self, id: str) -> str:
-        """``id``, and the package where it is not ours."""
-        return f"{id} of {self.package}" if self.package else id
 
 
 class PatchEngine:
@@ -80,7 +33,7 @@ class PatchEngine:
     def __init__(self, environment: Environment | None = None) -> None:
         self.environment = environment or Environment()
         self._lock = threading.RLock()
-        self._units: list[_Unit] = []  # in the order of registration
+        self._units: list[Unit] = []  # in the order of registration
         self._applied = 0
         self._watch = ModuleWatch(self._module_ready)
 
@@ -109,9 +62,9 @@ class PatchEngine:
                 self._watch.watch(module)
         self.settle()
 
-    def _register(self, items: Iterable[Patch | PatchSet], package: str) -> Iterator[tuple[_Unit, bool]]:
+    def _register(self, items: Iterable[Patch | PatchSet], package: str) -> Iterator[tuple[Unit, bool]]:
         """The unit of each set, and whether it was there before."""
-        listed: list[_Unit] = []
+        listed: list[Unit] = []
         for item in items:
             patch_set = as_patch_set(item)
             same = [
@@ -121,18 +74,18 @@ class PatchEngine:
                 and unit.describes(patch_set)
                 and (unit not in listed or unit.patch_set == patch_set)
             ]
-            unit = same[0] if same else _Unit(patch_set, package)
+            unit = same[0] if same else Unit(patch_set, package)
             if not same:
                 self._units.append(unit)
             listed.append(unit)
             yield unit, bool(same)
 
-    def _begin(self, unit: _Unit) -> None:
+    def _begin(self, unit: Unit) -> None:
         """Let a unit wait for its modules, or leave it out if an earlier one has its id or target."""
-        unit.entries = [_Entry(patch) for patch in unit.patch_set.patches]
+        unit.entries = [Entry(patch) for patch in unit.patch_set.patches]
         unit.left_out = False
         for other in self._units[: self._units.index(unit)]:
-            clash = "" if other.left_out else _clash(unit, other)
+            clash = "" if other.left_out else clash_of(unit, other)
             if clash:
                 unit.left_out = True
                 self._decide_all(unit, Decision.CONFLICT, clash)
@@ -162,18 +115,18 @@ class PatchEngine:
                         self._decide(unit, ready)
                 self._look_again(unit)
 
-    def _notice_reload(self, unit: _Unit) -> None:
+    def _notice_reload(self, unit: Unit) -> None:
         if any(entry.change is not None and entry.change.reloaded for entry in unit.entries):
             logger.info("a module of %s was reloaded: applying it again", unit.patch_set.id)
-            unit.entries = [_Entry(entry.patch) for entry in unit.entries]
+            unit.entries = [Entry(entry.patch) for entry in unit.entries]
 
-    def _decide(self, unit: _Unit, modules: dict[str, ModuleType]) -> None:
+    def _decide(self, unit: Unit, modules: dict[str, ModuleType]) -> None:
         changes: dict[str, Change] = {}
         for entry in unit.entries:
             try:
                 verdict, change = plan(entry.patch, modules[entry.patch.target.module], self.environment)
             except KeyboardInterrupt:  # the user's; what was not decided is decided the next time
-                unit.entries = [_Entry(patch) for patch in unit.patch_set.patches]
+                unit.entries = [Entry(patch) for patch in unit.patch_set.patches]
                 raise
             except BaseException as error:  # a probe of ours or of a third party, be it an exit; the import must go on
                 verdict, change = Verdict(Decision.FAILED, said(error)), None
@@ -190,9 +143,15 @@ class PatchEngine:
             unit.order = self._applied
         logger.debug("%s: %s", unit.patch_set.id, ", ".join(str(e.decision) for e in unit.entries))
 
-    def _look(self, entry: _Entry) -> Verdict | None:
+    def _look(self, entry: Entry) -> Verdict | None:
         """Look at what the patch calls, as far as it has been imported: a verdict if something is missing."""
-        problems, entry.unseen = missing(entry.unseen, self._watch.ready_module)
+        try:
+            problems, entry.unseen = missing(entry.unseen, self._watch.ready_module)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a check of ours or of a third party
+            entry.unseen = ()
+            return Verdict(Decision.FAILED, said(error))
         if not problems:
             return None
         return unsupported(
@@ -201,7 +160,7 @@ class PatchEngine:
             advice="update verl-mtp-plugin, or use a release that it was tested with",
         )
 
-    def _look_again(self, unit: _Unit) -> None:
+    def _look_again(self, unit: Unit) -> None:
         """A module that a patch calls was imported after the patch was applied: what does not fit is taken back."""
         for entry in unit.entries:
             if entry.decision is not Decision.APPLIED or not entry.unseen:
@@ -214,14 +173,14 @@ class PatchEngine:
                 return
 
     @staticmethod
-    def _undo(unit: _Unit) -> None:
+    def _undo(unit: Unit) -> None:
         """Restore what is still ours."""
         for entry in reversed(unit.entries):
             if entry.change is not None and entry.change.intact:
                 entry.change.restore()
             entry.change = None
 
-    def _apply(self, unit: _Unit, changes: dict[str, Change]) -> bool:
+    def _apply(self, unit: Unit, changes: dict[str, Change]) -> bool:
         """Apply all changes of a set; if one fails, undo those before it. Whether anything was changed."""
         done: list[Change] = []
         for entry in unit.entries:
@@ -241,7 +200,7 @@ class PatchEngine:
             entry.change = changes.get(entry.patch.id)
         return bool(done)
 
-    def _abandon(self, unit: _Unit, culprit: _Entry) -> None:
+    def _abandon(self, unit: Unit, culprit: Entry) -> None:
         """All or nothing: one patch of the set cannot be applied, so none is."""
         logger.warning(
             "verl-mtp-plugin: patch %s is %s: %s",
@@ -255,7 +214,7 @@ class PatchEngine:
                 entry.settle(Verdict(Decision.UNSUPPORTED, detail))
 
     @staticmethod
-    def _decide_all(unit: _Unit, decision: Decision, detail: str) -> None:
+    def _decide_all(unit: Unit, decision: Decision, detail: str) -> None:
         for entry in unit.entries:
             entry.decision, entry.detail = decision, detail
 
@@ -303,7 +262,7 @@ class PatchEngine:
         with self._lock:
             return tuple(self._record(unit, entry) for unit in self._units for entry in unit.entries)
 
-    def _record(self, unit: _Unit, entry: _Entry) -> PatchRecord:
+    def _record(self, unit: Unit, entry: Entry) -> PatchRecord:
         from .report import PatchRecord  # only who asks pays for it: this module is loaded at `import verl`
 
         decision, detail = entry.decision, entry.detail
@@ -313,7 +272,7 @@ class PatchEngine:
             detail = f"waits for {', '.join(self._awaited(unit))}"
         return PatchRecord.of(entry.patch, unit.patch_set.id, decision, detail, unit.package)
 
-    def _awaited(self, unit: _Unit) -> list[str]:
+    def _awaited(self, unit: Unit) -> list[str]:
         """The modules that a set waits for."""
         return [name for name in sorted(unit.patch_set.modules) if self._watch.ready_module(name) is None]
 
@@ -331,7 +290,7 @@ class PatchEngine:
             entries = [(u, e) for u in asked for e in u.entries if patch_id in (u.patch_set.id, e.patch.id)]
             records = [(self._record(unit, entry), self._awaited(unit)) for unit, entry in entries]
         if not records:
-            raise self._unknown(patch_id)
+            raise unknown(self._units, patch_id)
         for record, awaited in records:
             if record.decision not in SATISFIED:
                 advice = f"Run `verl-mtp doctor`; related upstream work: {record.upstream}."
@@ -342,32 +301,3 @@ class PatchEngine:
                     expected=f"{record.target} patched, because otherwise: {record.reason}",
                     advice=advice,
                 )
-
-    def _unknown(self, patch_id: str) -> PatchRequiredError:
-        ids = list(dict.fromkeys(id for unit in self._units for id in (unit.patch_set.id, *sorted(unit.ids))))
-        if not ids:
-            return PatchRequiredError(
-                found=f"no patch {patch_id!r}",
-                expected="a registered patch; there is none",
-                advice="Call activate() first.",
-            )
-        from difflib import get_close_matches
-
-        near = get_close_matches(str(patch_id), ids, _NEAREST) or (ids if len(ids) <= _FEW else [])
-        return PatchRequiredError(
-            found=f"no patch {shown(patch_id)}",
-            expected=f"one of {', '.join(near)}" if near else f"the id of one of the {len(ids)} patches and sets",
-            advice="Correct the id; `verl-mtp doctor` and report().patches list them all.",
-        )
-
-
-def _clash(unit: _Unit, other: _Unit) -> str:
-    """What a later set takes of an earlier one; "" if nothing."""
-    whose = f" of {other.package}" if other.package else ""
-    if not unit.ids.isdisjoint(other.ids):
-        places = ", ".join(map(str, other.targets))
-        taken = min(unit.ids & other.ids)
-        return f"the id {taken!r} is taken by another patch{whose} ({places}); give it an id of its own"
-    for target in unit.targets.keys() & other.targets.keys():
-        return f"{target} is already patched by {other.targets[target]!r}{whose}"
-    return ""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Final
 
+from ..definitions import Fields
 from .patch import Patch, PatchSet
 
 _ABSENT: Final = object()
@@ -42,6 +43,16 @@ class Needs:
     check: Callable[[Any], str] | None = None
     optional: bool = False
     otherwise: Needs | None = None
+
+    def __post_init__(self) -> None:
+        fields = Fields(self, "where")
+        fields.text("where")
+        fields.texts("keywords", "attributes")
+        fields.flag("optional")
+        if self.check is not None:
+            fields.function("check")
+        if self.otherwise is not None:
+            fields.instance("otherwise", Needs, "Needs, or None")
 
     @property
     def module(self) -> str:

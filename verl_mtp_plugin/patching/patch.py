@@ -63,7 +63,7 @@ class Target:
 
     def __post_init__(self) -> None:
         fields = Fields(self, "module")
-        fields.dotted("module", "megatron.core.models.gpt.gpt_model")
+        fields.dotted("module", "my_lab.models")
         fields.dotted("qualname", "Model.forward")
 
     def __str__(self) -> str:
@@ -135,7 +135,10 @@ class Patch:
         fields.instance("target", Target, "a Target, such as Target('my_lab.models', 'Model.forward')", advice)
         fields.text("reason", "upstream", empty=True)
         fields.function("build", "decide")
-        fields.flag("critical", "creates", "absent_ok")
+        fields.flag("critical", "creates", "absent_ok", "optimization")
+        wrong = [need for need in fields.sequence("needs", "a tuple of Needs") if not hasattr(need, "missing")]
+        if wrong:
+            raise fields.refuse("needs", wrong[0], "a tuple of Needs, and nothing else")
 
 
 @dataclass(frozen=True, slots=True)

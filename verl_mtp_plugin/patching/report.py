@@ -9,20 +9,21 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import Final
 
-from .patch import BROKEN, Decision, Patch
+from .patch import Decision, Patch
 
 #: The decision of a set is the first of these that one of its patches has.
 _WEIGHT: Final = (
     Decision.FAILED,
     Decision.CONFLICT,
     Decision.UNSUPPORTED,
+    Decision.LOST,
     Decision.APPLIED,
     Decision.ARMED,
     Decision.NOT_NEEDED,
     Decision.SKIPPED,
     Decision.REVERTED,
 )
-#: How they are counted in a line.
+#: How they are counted in a line; all others are named.
 _COUNTED: Final = {
     Decision.APPLIED: "applied",
     Decision.NOT_NEEDED: "not needed",
@@ -140,10 +141,10 @@ class PatchReport:
         for records in sets.values():
             decision = min((record.decision for record in records), key=_WEIGHT.index)
             counts[decision] += 1
-            if decision in BROKEN:
+            if decision not in _COUNTED:
                 # Those that are not applied because of another of their set say so; the other one says why.
                 worst = min(
-                    records, key=lambda r: (r.decision not in BROKEN, r.detail.startswith("not applied, because"))
+                    records, key=lambda r: (r.decision in _COUNTED, r.detail.startswith("not applied, because"))
                 )
                 broken.append(f"{worst.name} is {worst.decision} ({worst.detail})")
         line = ", ".join(f"{counts[decision]} {text}" for decision, text in _COUNTED.items() if counts[decision])
