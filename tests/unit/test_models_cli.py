@@ -30,7 +30,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
             print("noise of an imported package")
             assert report().active  # what the plugin mends must count
             if family is ASKED and bridge == MBRIDGE:
-                return Answer(bridge, supported, "said so", ("bridge.some_mend",) if supported else ())
+                return Answer(bridge, supported, "said so", mends=("bridge.some_mend",) if supported else ())
             return Answer(bridge, None, "")
 
         installed = {MBRIDGE: "0.15.1", MEGATRON_BRIDGE: None}

@@ -89,7 +89,7 @@ def _answer(question: _Question, folder: Path, layers: int, bridge: str) -> Answ
         support, bridge_class = question(folder, layers)
     except Exception as error:  # what verl would meet as well
         return Answer(bridge, False, _one_line(error).replace(str(folder), "the sample"))
-    return Answer(bridge, support.supported, support.detail, _mends(bridge_class) if support.supported else ())
+    return Answer(bridge, support.supported, support.detail, mends=_mends(bridge_class) if support.supported else ())
 
 
 def _ask_mbridge(folder: Path, layers: int) -> tuple[Support, type]:
