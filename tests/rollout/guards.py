@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import verl_mtp_plugin
+from verl_mtp_plugin.settings import Mode, Settings
 from verl_mtp_plugin.testing import faults, sglang_engine
 from verl_mtp_plugin.testing.faults import Fault
 
@@ -312,3 +313,64 @@ async def as_released(state: Any, scenario: str, **arguments: Any) -> Outcome:
         return await play(state, **arguments)
     finally:
         verl_mtp_plugin.activate()
+
+
+# -- what is refused before a server starts --------------------------------------------------------------------------
+
+
+async def launched(
+    state: Any,
+    requests: str = "abort",
+    mode: str = "auto",
+    sglang: Outcome | None = None,
+    mtp: Outcome | None = None,
+    **options: Any,
+) -> Outcome:
+    """A server that may be refused: the error, and how many schedulers were started.
+
+    Args:
+        requests: the setting ``sync_requests``.
+        mode: the plugin's.
+        sglang: arguments of the engine (``engine_kwargs.sglang``).
+        mtp: verl's MTP config, by which the server speculates.
+        options: of verl's rollout config.
+    """
+    from verl.workers.config.model import MtpConfig
+
+    if mtp is not None:
+        options["mtp"] = MtpConfig(enable=True, enable_rollout=True, **mtp)
+    options["engine_kwargs"] = {"sglang": {**sglang_engine.ENGINE_KWARGS, **(sglang or {})}}
+    before = len(sglang_engine.schedulers)
+    verl_mtp_plugin.activate(Settings(mode=Mode(mode), sync_requests=requests))
+    try:
+        error = await _failure(servers.launch(state.model, **options))
+    finally:
+        verl_mtp_plugin.activate(Settings())
+    started = len(sglang_engine.schedulers) - before
+    for scheduler in sglang_engine.schedulers:
+        scheduler.stopped = True
+    return {"error": error, "started": started}
+
+
+async def retract_refused(state: Any, sampling: Outcome | None = None, engine: Outcome | None = None) -> Outcome:
+    """A sync that begins with ``retract`` beside a request that it would rob, or in an engine that cannot."""
+    server, scheduler = await _launch(state)
+    for name, value in (engine or {}).items():
+        setattr(server.tokenizer_manager.server_args, name, value)
+    parameters = {"max_new_tokens": LONG, **(sampling or {})}
+    running = asyncio.create_task(server.generate([1, 2, 3], parameters, "robbed"))
+    await _until(lambda: any(request.tokens for request in scheduler.running_batch.reqs))
+    error = await _failure(server.retract_all_requests())
+    status = await server.mtp_status()
+    return {"error": error, "paused": status["paused"], "tokens": len((await running).token_ids)}
+
+
+async def retract_beside_grammar(state: Any) -> Outcome:
+    """A request is in SGLang's grammar queue while others are retracted."""
+    server, scheduler = await _launch(state)
+    (running,) = await _start(server, scheduler)
+    compiling = SimpleNamespace(rid="g", req_pool_idx=None, kv=SimpleNamespace(holds_kv=False))
+    owner = scheduler if hasattr(type(scheduler), "move_ready_grammar_requests") else scheduler.grammar_manager
+    owner.grammar_queue = [compiling]
+    error = await _failure(_retract(server))
+    return {"error": error, "kept": owner.grammar_queue == [compiling], "tokens": len(await running)}

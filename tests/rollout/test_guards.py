@@ -5,6 +5,8 @@ The scheduler behind the server is SGLang's own without a model (:mod:`verl_mtp_
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from verl_mtp_plugin import tested
@@ -185,3 +187,60 @@ def test_the_stacks_are_those_of_the_layers() -> None:
     newest = f"verl-{tested.VERL[-1]}_sglang-{tested.SGLANG[-1]}"
     assert [str(stack) for stack in STACKS] == [*pins, newest]
     assert str(LATEST) == newest not in pins
+
+
+# -- what is refused before a server starts ---------------------------------------------------------------------------
+
+REPLAY: dict[str, Any] = {"enable_rollout_routing_replay": True}
+#: SGLang 0.5.6 itself, of verl's argument for router replay.
+RECORDS_NOTHING = "TypeError: ServerArgs.__init__() got an unexpected keyword argument 'enable_return_routed_experts'"
+
+
+@pytest.mark.parametrize("engine", [{"pp_size": 2}, REPLAY], ids=lambda engine: next(iter(engine)))
+def test_a_server_that_cannot_retract_is_refused_before_it_starts(host: Host, engine: dict[str, Any]) -> None:
+    options = engine if engine is REPLAY else {"sglang": engine}
+    outcome = host.play("launched", requests="retract", **options)
+    assert outcome["started"] == 0
+    if engine is REPLAY and host.stack.sglang == "0.5.6":
+        assert outcome["error"] == RECORDS_NOTHING
+    else:
+        assert outcome["error"].startswith("UnsupportedError: verl-mtp-plugin: found sync_requests=retract, but ")
+
+
+def test_nothing_is_refused_where_the_plugin_is_off(host: Host) -> None:
+    outcome = host.play("launched", requests="retract", mode="off", sglang={"enable_return_hidden_states": True})
+    assert outcome == {"error": "", "started": 1}
+
+
+def test_a_server_that_can_is_not(host: Host) -> None:
+    outcome = host.play("launched", requests="retract")
+    refused = host.stack.sglang == "0.5.6"
+    assert outcome["started"] == (0 if refused else 1)
+    assert outcome["error"].startswith("UnsupportedError" if refused else "")
+
+
+@pytest.mark.parametrize("options", [{}, {"mtp": {}}, REPLAY, {**REPLAY, "mtp": {}}], ids="-".join)
+def test_nobody_else_is_refused(host: Host, options: dict[str, Any]) -> None:
+    """Router replay, MTP, and both: the drafter is kept out of what SGLang records."""
+    outcome = host.play("launched", **options)
+    if "enable_rollout_routing_replay" in options and host.stack.sglang == "0.5.6":
+        assert outcome == {"error": RECORDS_NOTHING, "started": 0}
+    else:
+        assert outcome == {"error": "", "started": 1}
+
+
+@pytest.mark.parametrize("what", [{"sampling": {"presence_penalty": 0.5}}, {"engine": {"pp_size": 2}}], ids=str)
+def test_a_request_that_would_lose_something_is_not_retracted(host: Host, what: dict[str, Any]) -> None:
+    outcome = host.play("retract_refused", **what)
+    assert outcome["error"].startswith("UnsupportedError: verl-mtp-plugin: found sync_requests=retract, but ")
+    assert outcome["paused"] is False
+    assert outcome["tokens"] == LONG
+
+
+def test_requests_are_retracted_beside_one_in_the_grammar_queue(host: Host) -> None:
+    outcome = host.play("retract_beside_grammar")
+    refused = host.stack.sglang == "0.5.6"
+    assert outcome["error"].startswith("UnsupportedError" if refused else "")
+    assert bool(outcome["error"]) is refused
+    assert outcome["kept"]
+    assert outcome["tokens"] == LONG
