@@ -80,9 +80,7 @@ def _of(receivers: dict[str, tuple[str, ...]], *functions: str) -> tuple[Part, .
     return tuple((function, receivers) for function in functions)
 
 
-_ONE = dict.fromkeys(
-    ("checkpoint_manager", "async_rollout_manager", "agent_loop_manager", "llm_server_manager"), H
-)
+_ONE = dict.fromkeys(("checkpoint_manager", "async_rollout_manager", "agent_loop_manager", "llm_server_manager"), H)
 _ALONE = dict.fromkeys(_ONE, S)
 _FULLY = {"hybrid_checkpoint_manager": H, "checkpoint_manager": S, "rollouter": B, "replica": B}
 _SEPARATE = {"checkpoint_manager": H, "standalone_checkpoint_manager": S}
@@ -95,7 +93,14 @@ ORDERS = {
         generates_asleep=("0.7.1",),  # REMAX: a second batch after the server was put to sleep
     ),
     "main_ppo_sync": Order(
-        _of(_ONE, "PPOTrainer.init_workers", "PPOTrainer.fit", "PPOTrainer.step", "PPOTrainer.fit", "PPOTrainer._validate"),
+        _of(
+            _ONE,
+            "PPOTrainer.init_workers",
+            "PPOTrainer.fit",
+            "PPOTrainer.step",
+            "PPOTrainer.fit",
+            "PPOTrainer._validate",
+        ),
         {"hybrid": "HYBRID"},
         ALL[1:2],
     ),
@@ -216,9 +221,7 @@ OTHERS = {
     "abort twice, resume once": Steps(
         "STANDALONE", ("abort_all_requests", "abort_all_requests", "resume_generation", "generate")
     ),
-    "resume twice": Steps(
-        "STANDALONE", ("abort_all_requests", "resume_generation", "resume_generation", "generate")
-    ),
+    "resume twice": Steps("STANDALONE", ("abort_all_requests", "resume_generation", "resume_generation", "generate")),
     "resumed before its memory": Steps(
         "HYBRID", ("abort_all_requests", "sleep", "resume_generation", *_HYBRID_BACK, "generate")
     ),

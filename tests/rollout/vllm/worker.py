@@ -18,7 +18,7 @@ from verl_mtp_plugin.settings import Mode, Settings
 
 from . import server
 from .cases import outcome
-from .cases_wrong import CASES
+from .cases_orders import CASES
 
 
 async def run_all(servers: server.Servers) -> dict[str, Any]:
