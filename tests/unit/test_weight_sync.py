@@ -309,7 +309,7 @@ def test_no_state_but_serving_and_bad_outlives_a_sync() -> None:
             assert set(job.states()) <= {str(ReplicaState.SERVING), str(ReplicaState.BAD)}
 
 
-# -- whoever else resumes generation ------------------------------------------------------------------------------------
+# -- whoever else resumes generation -----------------------------------------------------------------------------------
 
 
 def test_a_server_with_half_written_weights_is_told_why_it_must_not_serve() -> None:

@@ -5,6 +5,7 @@ An order names the servers by their mode, and who is behind each receiver; the s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .sources import ALL, table
@@ -38,7 +39,8 @@ STANDALONE_SYNC = {
 HYBRID_SYNC = ("resume weights", "write", "resume kv_cache")
 
 H, S, B = ("hybrid",), ("standalone",), ("hybrid", "standalone")
-Part = tuple[str, dict[str, tuple[str, ...]]]
+Receivers = Mapping[str, tuple[str, ...]]
+Part = tuple[str, Receivers]
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Order:
         return HYBRID_SYNC if free_cache_engine else ("write",)
 
 
-def _of(receivers: dict[str, tuple[str, ...]], *functions: str) -> tuple[Part, ...]:
+def _of(receivers: Receivers, *functions: str) -> tuple[Part, ...]:
     return tuple((function, receivers) for function in functions)
 
 

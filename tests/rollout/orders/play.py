@@ -1,4 +1,4 @@
-"""Plays orders on verl's real SGLang servers in this process: with the plugin, for jobs with MTP and without, and bare."""
+"""Plays orders on verl's real SGLang servers in this process: with the plugin (with MTP and without), and bare."""
 
 from __future__ import annotations
 

@@ -13,28 +13,15 @@ from pathlib import Path
 
 #: Methods that stop, start, empty or fill servers, and those that make them generate.
 CONTROLS = frozenset(
-    [
-        "sleep",
-        "wake_up",
-        "release_kv_cache",
-        "resume_kv_cache",
-        "abort_all_requests",
-        "resume_generation",
-        "clear_kv_cache",
-        "abort_request",
-        "sleep_replicas",
-        "wake_up_replicas",
-        "abort_replicas",
-        "release_kv_cache_replicas",
-        "resume_kv_cache_replicas",
-        "resume_generation_replicas",
-        "update_weights",
-        "add_replicas",
-        "remove_replicas",
-    ]
+    {
+        *("sleep", "wake_up", "release_kv_cache", "resume_kv_cache", "clear_kv_cache", "update_weights"),
+        *("abort_all_requests", "abort_request", "resume_generation", "add_replicas", "remove_replicas"),
+        *("sleep_replicas", "wake_up_replicas", "abort_replicas", "resume_generation_replicas"),
+        *("release_kv_cache_replicas", "resume_kv_cache_replicas"),
+    }
 )
 GENERATES = frozenset(
-    ["generate_sequences", "do_validate", "_compute_reward_colocate", "start_profile", "stop_profile"]
+    {"generate_sequences", "do_validate", "_compute_reward_colocate", "start_profile", "stop_profile"}
 )
 #: Receivers of methods of these names that are no servers.
 OTHERS = frozenset({"time", "asyncio", "training_client"})

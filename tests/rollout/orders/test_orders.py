@@ -1,10 +1,11 @@
-"""Every order in which verl calls its SGLang servers, on the real servers: none fails with the plugin that works without.
+"""Every order in which verl calls its SGLang servers, on the real ones: none fails with the plugin that works without.
 
 With MTP, and without, where the plugin must not be noticed. SGLang's rules are real; batches and memory stand in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -26,9 +27,9 @@ def host(request: pytest.FixtureRequest, start_host: StartHost) -> Host:
     return start_host(request.param, "tests.rollout.orders.play", **LIMITS)
 
 
-def _on(*names: str, pairs: Any = None) -> Any:
+def _on(*names: str, pairs: Callable[[Stack], Sequence[tuple[Any, ...]]] = lambda stack: [()]) -> pytest.MarkDecorator:
     """Parametrize ``host``, and with it what ``pairs`` gives for its stack, as tuples of ``names``."""
-    rows = [(stack, *row) for stack in STACKS for row in (pairs(stack) if pairs is not None else [()])]
+    rows = [(stack, *row) for stack in STACKS for row in pairs(stack)]
     ids = ["-".join(map(str, row)) for row in rows]
     return pytest.mark.parametrize(("host", *names), rows, indirect=["host"], ids=ids)
 
