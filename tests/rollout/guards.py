@@ -251,7 +251,8 @@ async def unanswered_release(state: Any) -> Outcome:
     server, _ = await _launch(state)
     faults.set_fault("release", Fault.HANG, 1)
     errors = [await _failure(call()) for call in (server.release_kv_cache, server.resume_kv_cache)]
-    return {"errors": errors, "status": await server.mtp_status(), "resume": await _failure(server.resume_generation())}
+    status, resume = await server.mtp_status(), await _failure(server.resume_generation())
+    return {"errors": errors, "status": status, "resume": resume, "then": await server.mtp_status()}
 
 
 async def generation_without_cache(state: Any) -> Outcome:
@@ -259,11 +260,12 @@ async def generation_without_cache(state: Any) -> Outcome:
     await server.abort_all_requests()
     await server.release_kv_cache()
     refused = await _failure(server.resume_generation())
-    paused = (await server.mtp_status())["paused"]
+    request = asyncio.create_task(servers.generate(server))
+    await asyncio.sleep(0.1)
+    served, paused = request.done(), (await server.mtp_status())["paused"]
     await server.resume_kv_cache()
     still_paused = (await server.mtp_status())["paused"]
-    await server.resume_generation()
-    return {"refused": refused, "paused": [paused, still_paused], "tokens": await servers.generate(server)}
+    return {"refused": refused, "served": served, "paused": [paused, still_paused], "tokens": await request}
 
 
 async def over_http(state: Any) -> Outcome:

@@ -48,7 +48,7 @@ def test_the_patches_arrive_in_the_actors(host: Host) -> None:
     assert found["driver"][1]["rollout.weight_sync"] == "applied"
     server = found["server"][1]
     names = {id for id in server if id.startswith(("rollout.sglang.server.", "rollout.sglang.memory."))}
-    assert len(names) == 10
+    assert len(names) == 12
     assert {server[id] for id in names} == {"applied"}
     assert found["worker"][1]["rollout.sglang.adapter"] == "applied"
 

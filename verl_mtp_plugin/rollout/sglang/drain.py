@@ -87,7 +87,7 @@ async def drain(
 
 
 async def patience(manager: Any, limit_s: float, *, retracted: bool = False) -> float:
-    """:func:`drain` for a job without MTP: the seconds that were waited, and whether for long enough SGLang will say."""
+    """:func:`drain` for a job without MTP: the seconds that were waited; whether for long enough, SGLang will say."""
     start = asyncio.get_running_loop().time()
     try:
         return await drain(manager, limit_s, retracted=retracted)
