@@ -59,17 +59,16 @@ NO_COPIES: Final = "enabled, no copies"
 OFF: Final = "disabled"
 OFF_NO_COPIES: Final = "disabled, no copies"
 
+_MENDED_MBRIDGE: Final = {
+    "MiMo": (OFF,),
+    "DeepSeek-V3": (COPIES, OFF, OFF_NO_COPIES),
+    "GLM-4.5": (OFF, OFF_NO_COPIES),
+    "Qwen3 with an MTP head": (OFF,),
+}
 #: Of families whose folders are complete with the plugin alone, in which states. Everything else is complete without.
 MENDED: Final[dict[Stack, dict[str, tuple[str, ...]]]] = {
-    **dict.fromkeys(
-        (Stack(MBRIDGE, "0.15.1", "0.16.1"), Stack(MBRIDGE, "0.15.1", "0.19.2")),
-        {
-            "MiMo": (OFF,),
-            "DeepSeek-V3": (COPIES, OFF, OFF_NO_COPIES),
-            "GLM-4.5": (OFF, OFF_NO_COPIES),
-            "Qwen3 with an MTP head": (OFF,),
-        },
-    ),
+    Stack(MBRIDGE, "0.15.1", "0.16.1"): _MENDED_MBRIDGE,
+    Stack(MBRIDGE, "0.15.1", "0.19.2"): _MENDED_MBRIDGE,
     Stack(MEGATRON_BRIDGE, "0.3.1", "0.16.1"): {
         "DeepSeek-V3": (OFF, OFF_NO_COPIES),
         "GLM-4.5": (COPIES, OFF, OFF_NO_COPIES),
