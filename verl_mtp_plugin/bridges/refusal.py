@@ -37,9 +37,7 @@ def unsupported(hf_config: Any, support: Support, families: Iterable[ModelFamily
     return UnsupportedError(
         found=f"{_model(hf_config, families)} with {support.label}: {support.detail}",
         expected="a bridge that builds and converts this model's MTP layers, since mtp.enable=True",
-        advice=" ".join(
-            filter(None, (support.advice, *_advice(support.bridge, family_of(hf_config, families), families)))
-        ),
+        advice=" ".join(filter(None, advice)),
     )
 
 
