@@ -22,7 +22,7 @@ from verl_mtp_plugin.environment import Environment
 from verl_mtp_plugin.patching import Decision, Needs, Patch, PatchEngine, PatchSet
 from verl_mtp_plugin.patching.patch import as_patch_set
 from verl_mtp_plugin.plugins import Plugins
-from verl_mtp_plugin.testing import cuda, megatron_bridge, stub_modules
+from verl_mtp_plugin.testing import cuda, megatron_bridge, stub_modules, transformer_engine
 
 
 def loaded(name: str) -> ModuleType | None:
@@ -134,6 +134,8 @@ def main() -> None:
     if "sglang" in sys.argv:
         stub_modules.install()
     if "megatron-bridge" in sys.argv:
+        cuda.install_megatron()
+        transformer_engine.install()
         megatron_bridge.install()
     loaded("verl")
     sets = [as_patch_set(item) for item in Plugins(()).patches(Environment())]

@@ -32,6 +32,10 @@ STACKS: dict[str, tuple[dict[str, str], set[str]]] = {
         {"verl": "0.9.1", "megatron-core": "0.19.2", "sglang": "0.5.21"},
         {"training.grad_clip.chained", "rollout.sglang.adapter", "bridge.built", "bridge.dist_weights"},
     ),
+    "megatron-bridge 0.6.2": (
+        {"verl": "0.9.1", "megatron-core": "0.19.2", "megatron-bridge": "0.6.2"},
+        {"bridge.load_megatron_bridge", "bridge.export_megatron_bridge.tasks", "bridge.save_megatron_bridge"},
+    ),
 }
 
 
