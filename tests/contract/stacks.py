@@ -14,7 +14,7 @@ MBRIDGE = ("0.15.1",)
 MEGATRON_BRIDGE = ("0.3.1", "0.4.2", "0.5.1", "0.6.2")
 #: The SGLang that each verl pins (0.9.0 as 0.8.0).
 SGLANG_PINS = {"0.7.1": "0.5.6", "0.8.0": "0.5.8", "0.9.1": "0.5.12.post1"}
-SGLANG = (*SGLANG_PINS.values(), "0.5.21")  # the first with weight-update sessions
+SGLANG = (*SGLANG_PINS.values(), "0.5.21", "0.5.22", "0.5.23")  # from 0.5.21 on with weight-update sessions
 #: Everything that is installed as a layer.
 LAYERS = (
     *(("verl", version) for version in VERL),

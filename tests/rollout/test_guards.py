@@ -13,9 +13,9 @@ from verl_mtp_plugin.testing.sglang_scheduler import KV_CACHE_GB
 from .conftest import StartHost
 from .guards import LONG
 from .host import Host
-from .stacks import LATEST, PINNED, Stack
+from .stacks import LATER, PINNED
 
-STACKS = (*PINNED, LATEST)
+STACKS = (*PINNED, *LATER)
 DRAIN_S, CONTROL_S = 4.0, 1.5
 LIMITS = {
     "VERL_MTP_PLUGIN_SYNC_DRAIN_TIMEOUT_S": str(DRAIN_S),
@@ -90,6 +90,13 @@ def test_a_release_waits_for_a_late_result(host: Host) -> None:
     outcome = host.play("late_result", seconds=0.5)
     assert outcome["released"]["released"] == ["kv_cache"]
     assert outcome["released"]["drain_s"] >= POLL_S
+    assert outcome["death"] == ""
+
+
+def test_a_release_waits_for_every_data_parallel_rank(host: Host) -> None:
+    outcome = host.play("second_rank_busy", seconds=0.5)
+    assert outcome["released"]["released"] == ["kv_cache"]
+    assert 0.4 <= outcome["released"]["drain_s"] < DRAIN_S
     assert outcome["death"] == ""
 
 
@@ -185,5 +192,5 @@ def test_the_stacks_are_those_of_the_layers() -> None:
         "verl-0.8.0_sglang-0.5.8",
         "verl-0.9.1_sglang-0.5.12.post1",
         "verl-0.9.1_sglang-0.5.21",
+        "verl-0.9.1_sglang-0.5.23",
     ]
-    assert Stack("0.9.1", "0.5.21") == LATEST

@@ -7,6 +7,7 @@ what stands in for them changes no number: without them a script would have to b
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 from collections.abc import Iterable
@@ -39,7 +40,8 @@ def _reads_log(function: str) -> Any:
     """A probe: whether ``DAPORewardManager.<function>`` reads ``.log`` as an attribute, which a missing key breaks."""
 
     def decide(environment: Environment, module: ModuleType) -> Verdict:
-        code = getattr(getattr(module.DAPORewardManager, function, None), "__code__", None)
+        method: Any = getattr(module.DAPORewardManager, function, None)
+        code = getattr(inspect.unwrap(method), "__code__", None)
         if code is not None and LOG not in code.co_names:
             return not_needed(f"DAPORewardManager.{function} does without overlong_buffer_cfg.log")
         return applicable()

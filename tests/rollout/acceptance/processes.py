@@ -13,8 +13,15 @@ from tests.contract import stacks
 
 from ..answers import shared
 
-#: What each verl pins, and with verl 0.9.1 one that names the counts anew.
-PAIRS = (("0.7.1", "0.5.6"), ("0.8.0", "0.5.8"), ("0.9.0", "0.5.8"), ("0.9.1", "0.5.12.post1"), ("0.9.1", "0.5.21"))
+#: What each verl pins, and with verl 0.9.1 one that names the counts anew, and the newest.
+PAIRS = (
+    ("0.7.1", "0.5.6"),
+    ("0.8.0", "0.5.8"),
+    ("0.9.0", "0.5.8"),
+    ("0.9.1", "0.5.12.post1"),
+    ("0.9.1", "0.5.21"),
+    ("0.9.1", "0.5.23"),
+)
 
 
 def run(module: str, *arguments: str, layers: tuple[tuple[str, str], ...], given: Any = None) -> Any:

@@ -51,7 +51,8 @@ def test_requests_of_others_are_left_alone(verl: str, sglang: str) -> None:
 def test_the_names_change() -> None:
     """Why the counts are looked for under more than one name."""
     names = {sglang: frozenset(server(verl, sglang)["meta_info"]) for verl, sglang in PAIRS}
-    first, newest = names["0.5.6"], names["0.5.21"]
+    first, newest = names["0.5.6"], names["0.5.23"]
+    assert names["0.5.21"] == newest
     assert first == names["0.5.8"]
     assert {name for name in first - newest if "token_num" in name} == {"spec_accept_token_num", "spec_draft_token_num"}
     assert newest - first == {"spec_num_correct_drafts", "spec_num_proposed_drafts"}
@@ -79,7 +80,7 @@ def test_as_released_verl_0_9_invents_drafts_where_none_were_made(verl: str, sgl
         assert counts(found[request.name]) == {**NOTHING, FIELDS[0]: DRAFT_TOKENS}
 
 
-@pytest.mark.parametrize("sglang", ["0.5.12.post1", "0.5.21"])
+@pytest.mark.parametrize("sglang", ["0.5.12.post1", "0.5.21", "0.5.23"])
 def test_as_released_verl_0_9_1_sees_no_accepted_draft(sglang: str) -> None:
     found = server("0.9.1", sglang)
     assert found["meta_info"]["spec_accept_rate"] == LONG.accepted / (LONG.verify * (DRAFT_TOKENS - 1)) == 0.88

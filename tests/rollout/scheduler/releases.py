@@ -13,10 +13,10 @@ from tests.contract import stacks
 from tests.rollout.answers import shared
 from tests.stack.conftest import results
 
-#: Layers that the tests demand: what the verl releases pin, and the first SGLang with weight-update sessions.
+#: Layers that the tests demand: what the verl releases pin, and all with weight-update sessions.
 PINNED: Final = stacks.SGLANG
 #: Others that the tests know; they run where a layer of them has been made.
-KNOWN: Final = ("0.5.20", "0.5.23")
+KNOWN: Final = ("0.5.20",)
 #: Releases in which SGLang's MiMo drafter can be built without a GPU.
 MIMO: Final = ("0.5.8", "0.5.12.post1")
 #: verl, SGLang, and the drafter in front of which verl's adapter is put.
@@ -25,6 +25,8 @@ ADAPTERS: Final = (
     ("0.8.0", "0.5.8", "mimo"),
     ("0.9.1", "0.5.12.post1", "mimo"),
     ("0.9.1", "0.5.21", "plain"),
+    ("0.9.1", "0.5.22", "plain"),
+    ("0.9.1", "0.5.23", "plain"),
 )
 
 

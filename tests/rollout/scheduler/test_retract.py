@@ -15,7 +15,7 @@ from .test_routes import of
 #: The scheduler counts waiting requests in when it asks whether it is idle.
 COUNTING = ("0.5.12.post1", "0.5.20")
 #: It has a flush that waits for an idle engine.
-DEFERRING = (*COUNTING, "0.5.21", "0.5.23")
+DEFERRING = (*COUNTING, "0.5.21", "0.5.22", "0.5.23")
 
 
 @pytest.mark.parametrize("release", [release for release in SGLANG if release in COUNTING])
