@@ -45,16 +45,16 @@ def missing() -> list[str]:
     return sorted(found)
 
 
-def _imported(tree: ast.AST) -> dict[str, str]:
-    """Names of SGLang's that are imported from its modules, by what they are called."""
+def _imported(tree: ast.AST) -> list[tuple[str, str]]:
+    """Names of SGLang's that are imported from its modules: as what, and what."""
     lines = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
     ours = (node for node in lines if (node.module or "").partition(".")[0] == "sglang")
-    return {alias.asname or alias.name: f"{node.module}.{alias.name}" for node in ours for alias in node.names}
+    return [(alias.asname or alias.name, f"{node.module}.{alias.name}") for node in ours for alias in node.names]
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
     chains = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    for name in {*_imported(tree).values(), *(chain for chain in chains if chain.startswith("sglang."))}:
+    for name in {*(what for _, what in _imported(tree)), *(chain for chain in chains if chain.startswith("sglang."))}:
         try:
             resolve(name)
         except (ImportError, AttributeError):
@@ -63,7 +63,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 def _keywords(tree: ast.AST) -> Iterator[str]:
     """Keywords of calls of SGLang's classes and functions that they do not take."""
-    imported = _imported(tree)
+    imported = dict(_imported(tree))
     for node in ast.walk(tree):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in imported):
             continue

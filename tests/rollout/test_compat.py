@@ -48,7 +48,8 @@ def test_both_are_mended(host: Host) -> None:
 def test_the_server_is_asked_for_what_verl_asks_of_a_server_it_knows(host: Host, mode: str, backup: bool) -> None:
     """Without the list of its arguments, weights that are released in a hybrid job would not come back."""
     found = host.play("arguments", mode=mode)
-    assert found["enable_weights_cpu_backup"] is backup
+    # verl 0.8.0 asks for it of colocated servers alone.
+    assert found["enable_weights_cpu_backup"] is (backup and (mode, host.stack.verl) != ("HYBRID", "0.8.0"))
     assert (found["enable_draft_weights_cpu_backup"], found["speculative_algorithm"]) == (False, None)
     assert found["tokens"] == TOKENS
 
