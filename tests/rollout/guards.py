@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import logging
 import time
@@ -12,6 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import verl_mtp_plugin
+from verl_mtp_plugin.patching import PatchEngine
+from verl_mtp_plugin.rollout.sglang import verl_compat
 from verl_mtp_plugin.settings import Mode, Settings
 from verl_mtp_plugin.testing import faults, sglang_engine
 from verl_mtp_plugin.testing.faults import Fault
@@ -182,6 +185,22 @@ async def late_result(state: Any, seconds: float) -> Outcome:
     return {"released": released, "death": scheduler.death}
 
 
+async def second_rank_busy(state: Any, seconds: float) -> Outcome:
+    """Attention in data parallel: the first rank's scheduler is idle at once, another one's later."""
+    server, scheduler = await _launch(state)
+    ask, end = server.tokenizer_manager.flush_cache_communicator, time.monotonic() + seconds
+
+    async def both_ranks(request: Any) -> list[Any]:
+        (first,) = await ask(request)
+        second = copy.copy(first)
+        second.success = time.monotonic() >= end
+        return [first, second]
+
+    server.tokenizer_manager.flush_cache_communicator = both_ranks
+    await server.abort_all_requests()
+    return {"released": await server.release_kv_cache(), "death": scheduler.death}
+
+
 async def never_idle(state: Any) -> Outcome:
     server, scheduler = await _launch(state)
     faults.set_fault("drain", Fault.BUSY)
@@ -308,12 +327,15 @@ async def _retract(server: Any) -> None:
 
 
 async def as_released(state: Any, scenario: str, **arguments: Any) -> Outcome:
-    """A scenario with verl and SGLang as they were released."""
+    """A scenario with verl and SGLang as they were released, but for what a server of the two needs to start."""
     play: Callable[..., Awaitable[Outcome]] = globals()[scenario]
     verl_mtp_plugin.deactivate()
+    engine = PatchEngine()
+    engine.arm(verl_compat.PATCHES)
     try:
         return await play(state, **arguments)
     finally:
+        engine.revert_all()
         verl_mtp_plugin.activate()
 
 

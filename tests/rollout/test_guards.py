@@ -16,9 +16,9 @@ from verl_mtp_plugin.testing.sglang_scheduler import KV_CACHE_GB
 from .conftest import StartHost
 from .guards import LONG
 from .host import Host
-from .stacks import LATEST, PINNED
+from .stacks import LATER, PINNED
 
-STACKS = (*PINNED, LATEST)
+STACKS = (*PINNED, *LATER)
 DRAIN_S, CONTROL_S = 4.0, 1.5
 LIMITS = {
     "VERL_MTP_PLUGIN_SYNC_DRAIN_TIMEOUT_S": str(DRAIN_S),
@@ -93,6 +93,13 @@ def test_a_release_waits_for_a_late_result(host: Host) -> None:
     outcome = host.play("late_result", seconds=0.5)
     assert outcome["released"]["released"] == ["kv_cache"]
     assert outcome["released"]["drain_s"] >= POLL_S
+    assert outcome["death"] == ""
+
+
+def test_a_release_waits_for_every_data_parallel_rank(host: Host) -> None:
+    outcome = host.play("second_rank_busy", seconds=0.5)
+    assert outcome["released"]["released"] == ["kv_cache"]
+    assert 0.4 <= outcome["released"]["drain_s"] < DRAIN_S
     assert outcome["death"] == ""
 
 
@@ -185,9 +192,8 @@ def test_without_the_plugin_a_late_result_ends_the_scheduler(host: Host) -> None
 
 def test_the_stacks_are_those_of_the_layers() -> None:
     pins = [f"verl-{verl}_sglang-{sglang}" for verl, sglang in tested.SGLANG_PINS.items()]
-    newest = f"verl-{tested.VERL[-1]}_sglang-{tested.SGLANG[-1]}"
-    assert [str(stack) for stack in STACKS] == [*pins, newest]
-    assert str(LATEST) == newest not in pins
+    later = [f"verl-{tested.VERL[-1]}_sglang-{sglang}" for sglang in (tested.SGLANG_SESSIONS, tested.SGLANG[-1])]
+    assert [str(stack) for stack in STACKS] == [*pins, *later]
 
 
 # -- what is refused before a server starts ---------------------------------------------------------------------------
