@@ -12,13 +12,11 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from .startup import AfterImport
+from .startup import OFF, AfterImport
 
 logger = logging.getLogger("verl_mtp_plugin")
 
 CONFIG_MODULE = "verl.workers.config.model"
-#: What turns the plugin off, as the settings have it.
-OFF = ("off", "false", "no", "0")
 
 #: Why the plugin could not be loaded in this process; None when it could.
 failure: str | None = None

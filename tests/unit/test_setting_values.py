@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from verl_mtp_plugin import autoload
 from verl_mtp_plugin.errors import SettingsError
 from verl_mtp_plugin.setting_values import FALSE, PARSERS, TRUE
 from verl_mtp_plugin.settings import OPTION_VARIABLES, VARIABLES, Mode, Settings
+from verl_mtp_plugin.startup import OFF
 from verl_mtp_plugin.variables import misspelt
 
 COUNTS = {"loss_chunk_tokens": 1, "sync_retries": 0}  # with their least
@@ -174,7 +174,7 @@ def test_off_wins_over_all_that_is_wrong(off: str) -> None:
     bad = dict.fromkeys((*OPTION_VARIABLES, "unknown"), "garbage")
     assert Settings().with_config({**bad, "mode": off}).mode is Mode.OFF
     assert Settings().with_config({"mode": False, **bad}).options == {}
-    assert set(autoload.OFF) == {"off", *FALSE}
+    assert set(OFF) == {"off", *FALSE}
 
 
 @pytest.mark.parametrize(

@@ -11,4 +11,7 @@ try:
 except ImportError:
     from _verl_mtp_startup import CHILD_VARIABLE, AfterImport, active, wanted  # type: ignore[import-not-found, no-redef]
 
-__all__ = ["CHILD_VARIABLE", "AfterImport", "active", "wanted"]
+__all__ = ["CHILD_VARIABLE", "OFF", "AfterImport", "active", "wanted"]
+
+#: Modes that turn the plugin off, as the settings read them. Here since the settings may be what cannot be loaded.
+OFF = ("off", "false", "no", "0")
