@@ -104,7 +104,7 @@ class _Guard:
 
     Args:
         capturer: SGLang's, as it was installed for the target.
-        copies: what SGLang will copy to the host later becomes a copy now. Up to 0.5.12 it is a part of the buffer
+        copies: what SGLang will copy to the host later becomes a copy now. Before 0.5.21 it is a part of the buffer
             into which the next forward pass writes.
     """
 
