@@ -18,6 +18,7 @@ from verl_mtp_plugin.rollout.sglang import verl_compat
 from verl_mtp_plugin.settings import Mode, Settings
 from verl_mtp_plugin.testing import faults, sglang_engine
 from verl_mtp_plugin.testing.faults import Fault
+from verl_mtp_plugin.view import View
 
 from . import servers
 
@@ -367,7 +368,7 @@ async def launched(
     before = len(sglang_engine.schedulers)
     verl_mtp_plugin.activate(Settings(mode=Mode(mode), sync_requests=requests))
     try:
-        error = await _failure(servers.launch(state.model, **options))
+        error = await _failure(_launch_and_keep(state, **options))
     finally:
         verl_mtp_plugin.activate(Settings())
     started = len(sglang_engine.schedulers) - before
@@ -376,11 +377,16 @@ async def launched(
     return {"error": error, "started": started}
 
 
+async def _launch_and_keep(state: Any, **options: Any) -> None:
+    """Its sockets hold messages that nobody reads: a server that is collected as garbage would wait for that."""
+    vars(state).setdefault("kept", []).append(await servers.launch(state.model, **options))
+
+
 async def retract_refused(state: Any, sampling: Outcome | None = None, engine: Outcome | None = None) -> Outcome:
     """A sync that begins with ``retract`` beside a request that it would rob, or in an engine that cannot."""
     server, scheduler = await _launch(state)
-    for name, value in (engine or {}).items():
-        setattr(server.tokenizer_manager.server_args, name, value)
+    manager = server.tokenizer_manager
+    manager.server_args = View(manager.server_args, **(engine or {}))  # SGLang's own are read-only once it runs
     parameters = {"max_new_tokens": LONG, **(sampling or {})}
     running = asyncio.create_task(server.generate([1, 2, 3], parameters, "robbed"))
     await _until(lambda: any(request.tokens for request in scheduler.running_batch.reqs))

@@ -68,7 +68,9 @@ def _one_rank(overlap: bool) -> Iterator[None]:
         "get_parallel": lambda: SimpleNamespace(dp_size=1, num_dp_ranks=1, attn_tp_size=1),
         "get_attention_tp_size": lambda: 1,
         "_cuda_host_register": lambda *args: None,
-        "build_step_span_name": lambda *args, **kwargs: "step",  # for a profiler
+        **dict.fromkeys(
+            ("build_step_span_name", "_build_step_span_name"), lambda *args, **kwargs: "step"
+        ),  # a profiler's
         "is_dp_attention_enabled": lambda: False,
         "get_moe_a2a_backend": lambda: SimpleNamespace(is_deepep=lambda: False, is_deepep_v2=lambda: False),
     }

@@ -15,7 +15,7 @@ from .releases import SGLANG
 from .test_routes import of
 
 #: SGLang records routed experts, and takes the drafter's for the target's.
-EXPERTS = ("0.5.8", "0.5.12.post1", "0.5.20")
+EXPERTS = ("0.5.8", "0.5.12.post1")
 #: It does not record indexer top-k at all.
 WITHOUT_INDEXER = ("0.5.6", "0.5.8")
 

@@ -1,9 +1,9 @@
 """What SGLang records of a process is the target's: a drafter neither sets it up again nor writes to it.
 
 SGLang keeps one capturer of routed experts (router replay), one of indexer top-k and one recorder of expert
-distribution for all models of a scheduler's process. Up to 0.5.20 a drafter's model runner installs the first anew,
+distribution for all models of a scheduler's process. Up to 0.5.12 a drafter's model runner installs the first anew,
 its layers write into it (they are numbered from 0 as the target's are), and the end of its forward pass copies what
-lies there to the rows of its own batch. From 0.5.21 on SGLang leaves drafters out of the first, not of the others.
+lies there to the rows of its own batch. By 0.5.15 SGLang leaves drafters out of the first, not of the others.
 
 Three things keep a drafter out. Its runner installs nothing. While its runner or its model runs, nothing is recorded:
 CUDA graphs of drafters are captured through ``runner.forward`` and ``runner.model.forward``, so no graph of theirs
@@ -104,7 +104,7 @@ class _Guard:
 
     Args:
         capturer: SGLang's, as it was installed for the target.
-        copies: what SGLang will copy to the host later becomes a copy now. Up to 0.5.20 it is a part of the buffer
+        copies: what SGLang will copy to the host later becomes a copy now. Before 0.5.21 it is a part of the buffer
             into which the next forward pass writes.
     """
 
@@ -201,7 +201,7 @@ PATCHES: Final[tuple[Patch, ...]] = (
         target=Target(RUNNER, "ModelRunner.init_routed_experts_capturer"),
         reason="router replay (R3) with an MTP drafter that has experts: the routed experts of the target's first "
         "layers are the drafter's, and with CUDA graphs those of all layers are old",
-        upstream="SGLang 0.5.21 leaves drafters out (sgl-project/sglang#26980); delete with 0.5.20",
+        upstream="SGLang 0.5.15 leaves drafters out (sgl-project/sglang#26980); delete with 0.5.12",
         decide=_decide("init_routed_experts_capturer", _EXPERTS, read_by="forward"),
         build=around(_init(_EXPERTS, copies=True)),
         absent_ok=True,
@@ -221,7 +221,7 @@ PATCHES: Final[tuple[Patch, ...]] = (
         target=Target(RUNNER, "ModelRunner.load_model"),
         reason="a drafter's forward passes are recorded as the target's: routed experts, indexer top-k, and the "
         "expert distribution by which EPLB places experts",
-        upstream="SGLang 0.5.21 for the routed experts; some drafters leave the distribution alone by themselves",
+        upstream="SGLang 0.5.15 for the routed experts; some drafters leave the distribution alone by themselves",
         decide=_decide_load,
         build=around(load_model),
     ),

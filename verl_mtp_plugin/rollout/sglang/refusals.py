@@ -25,7 +25,7 @@ from .retraction import RECORDED, can_retract, ignores_pause
 logger = logging.getLogger(__name__)
 
 _RETRACT: Final = "retract"
-#: Where the class of the capturer is at home: up to 0.5.9 (or later), and after it.
+#: Where the class of the capturer is at home: at first (0.5.8, 0.5.10), and since then (0.5.12, 0.5.21).
 EXPERTS: Final = (
     ("layers", "sglang.srt.layers.moe.routed_experts_capturer"),
     ("state", "sglang.srt.state_capturer.routed_experts"),
