@@ -27,7 +27,11 @@ def host(request: pytest.FixtureRequest, start_host: StartHost) -> Host:
     return start_host(request.param, "tests.rollout.orders.play", **LIMITS)
 
 
-def _on(*names: str, pairs: Callable[[Stack], Sequence[tuple[Any, ...]]] = lambda stack: [()]) -> pytest.MarkDecorator:
+def _on(
+    *names: str,
+    stacks: Sequence[Stack] = STACKS,
+    pairs: Callable[[Stack], Sequence[tuple[Any, ...]]] = lambda stack: [()],
+) -> pytest.MarkDecorator:
     """Parametrize ``host``, and with it what ``pairs`` gives for its stack, as tuples of ``names``."""
     rows = [(stack, *row) for stack in stacks for row in pairs(stack)]
     ids = ["-".join(map(str, row)) for row in rows]
