@@ -58,7 +58,7 @@ class Order:
     def steps(self, release: str, free_cache_engine: bool = True) -> list[tuple[str, str]]:
         """(server, call), in order."""
         calls = {function: names for (_, function), names in table(release).items()}
-        result = []
+        result: list[tuple[str, str]] = []
         for function, receivers in self.parts:
             for call in calls.get(function, []):
                 receiver, _, method = call.partition(".")
@@ -193,7 +193,7 @@ ORDERS = {
         asleep=("reward",),
     ),
     "agent loops": Order(
-        (*_of({"replica": S}, "AgentLoopManager.clear_kv_cache"), *_of(_ALONE, "SeparateRayPPOTrainer.fit")),
+        (*_of(_ALONE, "SeparateRayPPOTrainer.fit"), *_of({"replica": S}, "AgentLoopManager.clear_kv_cache")),
         {"standalone": "STANDALONE"},
         ALL[:1],
     ),

@@ -27,11 +27,19 @@ def host(request: pytest.FixtureRequest, start_host: StartHost) -> Host:
     return start_host(request.param, "tests.rollout.orders.play", **LIMITS)
 
 
-def _on(*names: str, pairs: Callable[[Stack], Sequence[tuple[Any, ...]]] = lambda stack: [()]) -> pytest.MarkDecorator:
+def _on(
+    *names: str,
+    stacks: Sequence[Stack] = STACKS,
+    pairs: Callable[[Stack], Sequence[tuple[Any, ...]]] = lambda stack: [()],
+) -> pytest.MarkDecorator:
     """Parametrize ``host``, and with it what ``pairs`` gives for its stack, as tuples of ``names``."""
-    rows = [(stack, *row) for stack in STACKS for row in pairs(stack)]
+    rows = [(stack, *row) for stack in stacks for row in pairs(stack)]
     ids = ["-".join(map(str, row)) for row in rows]
     return pytest.mark.parametrize(("host", *names), rows, indirect=["host"], ids=ids)
+
+
+#: Once for each release of SGLang.
+BY_SGLANG = (*PINNED, LATEST)
 
 
 def _orders(stack: Stack, *hows: str) -> list[tuple[str, ...]]:
@@ -73,21 +81,21 @@ def test_verls_orders(host: Host, name: str, how: str) -> None:
         assert (_asleep if server in order.asleep else _awake)(one), (server, one)
 
 
-@_on("name", "how", pairs=_known_as_released)
+@_on("name", "how", stacks=PINNED, pairs=_known_as_released)
 def test_verls_orders_as_released(host: Host, name: str, how: str) -> None:
     """What the plugin is compared with."""
     found = host.play("play_order", name=name, release=host.stack.verl, how=how)
     assert bool(found["wrong"]) is ORDERS[name].upstream_fails
 
 
-@_on("name", "how", pairs=lambda stack: _others(stack, *PLUGIN))
+@_on("name", "how", stacks=PINNED, pairs=lambda stack: _others(stack, *PLUGIN))
 def test_repeated_and_displaced_calls(host: Host, name: str, how: str) -> None:
     found = host.play("play_other", name=name, how=how)
     assert found["wrong"] == []
     assert _awake(found["end"]["server"]), found
 
 
-@_on("name", "how", pairs=lambda stack: _others(stack, "bare"))
+@_on("name", "how", stacks=PINNED, pairs=lambda stack: _others(stack, "bare"))
 def test_repeated_and_displaced_calls_as_released(host: Host, name: str, how: str) -> None:
     found = host.play("play_other", name=name, how=how)
     assert bool(found["wrong"]) is OTHERS[name].upstream_fails
@@ -95,7 +103,7 @@ def test_repeated_and_displaced_calls_as_released(host: Host, name: str, how: st
 
 @pytest.mark.parametrize("paused", [True, False], ids=["paused", "open"])
 @pytest.mark.parametrize("mode", ["HYBRID", "STANDALONE", "COLOCATED"])
-@_on()
+@_on(stacks=BY_SGLANG)
 def test_weights_wait_for_a_step_in_flight_where_the_cache_stays(host: Host, mode: str, paused: bool) -> None:
     for how in PLUGIN:
         found = host.play("busy_write", mode=mode, how=how, paused=paused)
@@ -105,7 +113,7 @@ def test_weights_wait_for_a_step_in_flight_where_the_cache_stays(host: Host, mod
     assert bare["wrong"][0][3] == FLUSH
 
 
-@_on()
+@_on(stacks=BY_SGLANG)
 def test_half_written_weights_are_served_to_nobody(host: Host) -> None:
     found = host.play("held")
     refused = "WeightSyncError: verl-mtp-plugin: found a server that is asked to generate, but its weights may be half"
