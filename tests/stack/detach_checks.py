@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +48,7 @@ def block_with_more(block: Any, entered: collections.Counter[str]) -> type:
 
 def checks(world: World) -> dict[str, Any]:
     """Which of the sources of its arguments got a gradient, and that the trunk and MTP got theirs."""
-    from verl_mtp_plugin.training import postprocess
-
+    postprocess: Any = importlib.import_module("verl_mtp_plugin.training.postprocess")
     entered: collections.Counter[str] = collections.Counter()
     found: dict[str, Any] = {}
     mtp: dict[bool, dict[str, torch.Tensor]] = {}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from verl_mtp_plugin.patching import Decision, Needs, Patch, PatchEngine, PatchSet, Target, around, with_needs
+from verl_mtp_plugin.patching.patch import BROKEN, SATISFIED
 
 HELPERS = """
     def helper(first, second, *, third=None): return first
@@ -180,6 +181,10 @@ def test_an_optimization_without_its_target_is_lost(modules: list[str]) -> None:
     engine.arm([lost])
     importlib.import_module(modules[0])
     assert decided(engine)[0] is Decision.LOST
+
+
+def test_a_lost_optimization_stops_nothing_and_satisfies_nobody_who_requires_it() -> None:
+    assert Decision.LOST not in BROKEN | SATISFIED  # BROKEN is what strict mode stops a job for
 
 
 def test_a_table_completes_patches_by_their_id_and_their_sets() -> None:

@@ -34,7 +34,7 @@ def detached(value: Any) -> Any:
         named = {key: detached(part) for key, part in value.items()}
         return value if all(named[key] is value[key] for key in value) else named
     if isinstance(value, list | tuple):
-        make = type(value)._make if hasattr(value, "_fields") else type(value)
+        make: Any = getattr(type(value), "_make", type(value))  # a named tuple's, which takes one argument as well
         parts = [detached(part) for part in value]
         return value if all(new is old for new, old in zip(parts, value, strict=True)) else make(parts)
     if is_dataclass(value) and not isinstance(value, type):
