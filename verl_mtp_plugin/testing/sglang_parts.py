@@ -25,10 +25,13 @@ class Request:
         self.kv = SimpleNamespace(holds_mamba=False, holds_kv=False, is_kv_released=True)
         self.output_ids = self.tokens
         self.weight_version_events: list[Any] = []
-        self.cache_request_handle = None
+        self.cache_request_handle = self.session = None
 
     def finished(self) -> bool:
         return self.done
+
+    def release_mm_inputs_on_abort(self) -> None:
+        """There are none."""
 
     def reset_for_retract(self) -> None:
         """It keeps its tokens, as SGLang's does."""

@@ -47,11 +47,11 @@ HANDLERS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 }
 #: Parts of a scheduler for which a GPU is needed, and all that SGLang's rules call of them in any tested release.
 PARTS: Final[dict[str, tuple[str, ...]]] = {
-    "tree_cache": ("reset",),
-    "req_to_token_pool": ("clear", "reset_aux_cache_allocator"),  # the latter from 0.5.21 on
+    "tree_cache": ("reset", "finish"),  # finish and what follows from 0.5.21 on
+    "req_to_token_pool": ("clear", "reset_aux_cache_allocator"),
     "token_to_kv_pool_allocator": ("clear",),
-    "kv_events_publisher": ("publish_kv_events",),  # from 0.5.21 on
-    "beam_coordinator": (),  # looked at, never called
+    "kv_events_publisher": ("publish_kv_events",),
+    "beam_coordinator": ("retire_group",),
 }
 
 
@@ -91,7 +91,7 @@ class Behaviour:
         )
         self.ipc_channels = SimpleNamespace(send_to_tokenizer=self.send_to_tokenizer)
         self.num_generated_tokens = 0
-        self.enable_overlap_mlx = self._pause_started_at = None
+        self.enable_overlap_mlx = self._pause_started_at = self.rust_server = None
         self._pause_intervals: list[tuple[float, float]] = []  # from 0.5.22 on
 
     def run(self, stop: Callable[[], bool]) -> None:
