@@ -169,6 +169,12 @@ def newest(session: nox.Session) -> None:
 
     Not in CI: for this Python PyPI has torch with CUDA only, 5.4 GB. Nothing is pinned, and no release is made to take
     a Python or a package that it does not declare.
+
+    Run by hand on 2026-11-28 (Python 3.12.1, torch 2.14.1, transformers 5.10.4, Ray 2.60.0, NumPy 2.5.5): the contract
+    cells of verl 0.9.1 on megatron-core 0.17.1 and 0.19.2, the engine with Megatron-Bridge 0.6.2, the doctor, the
+    probes of all Megatron-Bridges, ``verl-mtp models``, vLLM's server tests and the unit tests, all as on Python 3.11.
+    Cannot pass where torch is built with CUDA and there is no GPU: the scheduler of SGLang >= 0.5.21, which asks torch
+    for its device, and megatron-core 0.15, which compiles for the GPU where it finds nvcc. The rest was not run.
     """
     layers = CACHE / f"layers-{NEWEST_PYTHON}"
     for distribution, version in stacks.LAYERS:
