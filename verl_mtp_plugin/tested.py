@@ -20,8 +20,12 @@ MEGATRON_BRIDGE: Final = tuple(BRIDGE_CORES)
 #: The SGLang that each verl pins: 0.9.0 as 0.8.0; 0.9.1 pins 0.5.12, and 0.5.12.post1 differs from it in files of
 #: DeepSeek-V4 and of data-parallel attention, and by a warm-up of models in the model runner.
 SGLANG_PINS: Final = {"0.7.1": "0.5.6", "0.8.0": "0.5.8", "0.9.1": "0.5.12.post1"}
+#: Those that came after the last pin.
+SGLANG_LATER: Final = ("0.5.21", "0.5.22", "0.5.23")
+#: The first of them, and the first with weight-update sessions.
+SGLANG_SESSIONS: Final = SGLANG_LATER[0]
 #: With verl's and SGLang's own server code, on the CPU.
-SGLANG: Final = (*SGLANG_PINS.values(), "0.5.21")  # the first with weight-update sessions
+SGLANG: Final = (*SGLANG_PINS.values(), *SGLANG_LATER)
 #: The newest vLLM that each verl allows, or had when it came out.
 VLLM_PINS: Final = {"0.7.1": "0.12.0", "0.8.0": "0.12.0", "0.9.0": "0.24.0", "0.9.1": "0.24.0"}
 #: With verl's own server, on an engine that stands in with the rules of these; no vLLM is installed in any test.

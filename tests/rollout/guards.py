@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import logging
 import time
@@ -12,6 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import verl_mtp_plugin
+from verl_mtp_plugin.patching import PatchEngine
+from verl_mtp_plugin.rollout.sglang import verl_compat
+from verl_mtp_plugin.settings import Mode, Settings
 from verl_mtp_plugin.testing import faults, sglang_engine
 from verl_mtp_plugin.testing.faults import Fault
 
@@ -181,6 +185,22 @@ async def late_result(state: Any, seconds: float) -> Outcome:
     return {"released": released, "death": scheduler.death}
 
 
+async def second_rank_busy(state: Any, seconds: float) -> Outcome:
+    """Attention in data parallel: the first rank's scheduler is idle at once, another one's later."""
+    server, scheduler = await _launch(state)
+    ask, end = server.tokenizer_manager.flush_cache_communicator, time.monotonic() + seconds
+
+    async def both_ranks(request: Any) -> list[Any]:
+        (first,) = await ask(request)
+        second = copy.copy(first)
+        second.success = time.monotonic() >= end
+        return [first, second]
+
+    server.tokenizer_manager.flush_cache_communicator = both_ranks
+    await server.abort_all_requests()
+    return {"released": await server.release_kv_cache(), "death": scheduler.death}
+
+
 async def never_idle(state: Any) -> Outcome:
     server, scheduler = await _launch(state)
     faults.set_fault("drain", Fault.BUSY)
@@ -250,7 +270,8 @@ async def unanswered_release(state: Any) -> Outcome:
     server, _ = await _launch(state)
     faults.set_fault("release", Fault.HANG, 1)
     errors = [await _failure(call()) for call in (server.release_kv_cache, server.resume_kv_cache)]
-    return {"errors": errors, "status": await server.mtp_status(), "resume": await _failure(server.resume_generation())}
+    status, resume = await server.mtp_status(), await _failure(server.resume_generation())
+    return {"errors": errors, "status": status, "resume": resume, "then": await server.mtp_status()}
 
 
 async def generation_without_cache(state: Any) -> Outcome:
@@ -258,11 +279,12 @@ async def generation_without_cache(state: Any) -> Outcome:
     await server.abort_all_requests()
     await server.release_kv_cache()
     refused = await _failure(server.resume_generation())
-    paused = (await server.mtp_status())["paused"]
+    request = asyncio.create_task(servers.generate(server))
+    await asyncio.sleep(0.1)
+    served, paused = request.done(), (await server.mtp_status())["paused"]
     await server.resume_kv_cache()
     still_paused = (await server.mtp_status())["paused"]
-    await server.resume_generation()
-    return {"refused": refused, "paused": [paused, still_paused], "tokens": await servers.generate(server)}
+    return {"refused": refused, "served": served, "paused": [paused, still_paused], "tokens": await request}
 
 
 async def over_http(state: Any) -> Outcome:
@@ -305,10 +327,74 @@ async def _retract(server: Any) -> None:
 
 
 async def as_released(state: Any, scenario: str, **arguments: Any) -> Outcome:
-    """A scenario with verl and SGLang as they were released."""
+    """A scenario with verl and SGLang as they were released, but for what a server of the two needs to start."""
     play: Callable[..., Awaitable[Outcome]] = globals()[scenario]
     verl_mtp_plugin.deactivate()
+    engine = PatchEngine()
+    engine.arm(verl_compat.PATCHES)
     try:
         return await play(state, **arguments)
     finally:
+        engine.revert_all()
         verl_mtp_plugin.activate()
+
+
+# -- what is refused before a server starts --------------------------------------------------------------------------
+
+
+async def launched(
+    state: Any,
+    requests: str = "abort",
+    mode: str = "auto",
+    sglang: Outcome | None = None,
+    mtp: Outcome | None = None,
+    **options: Any,
+) -> Outcome:
+    """A server that may be refused: the error, and how many schedulers were started.
+
+    Args:
+        requests: the setting ``sync_requests``.
+        mode: the plugin's.
+        sglang: arguments of the engine (``engine_kwargs.sglang``).
+        mtp: verl's MTP config, by which the server speculates.
+        options: of verl's rollout config.
+    """
+    from verl.workers.config.model import MtpConfig
+
+    if mtp is not None:
+        options["mtp"] = MtpConfig(enable=True, enable_rollout=True, **mtp)
+    options["engine_kwargs"] = {"sglang": {**sglang_engine.ENGINE_KWARGS, **(sglang or {})}}
+    before = len(sglang_engine.schedulers)
+    verl_mtp_plugin.activate(Settings(mode=Mode(mode), sync_requests=requests))
+    try:
+        error = await _failure(servers.launch(state.model, **options))
+    finally:
+        verl_mtp_plugin.activate(Settings())
+    started = len(sglang_engine.schedulers) - before
+    for scheduler in sglang_engine.schedulers:
+        scheduler.stopped = True
+    return {"error": error, "started": started}
+
+
+async def retract_refused(state: Any, sampling: Outcome | None = None, engine: Outcome | None = None) -> Outcome:
+    """A sync that begins with ``retract`` beside a request that it would rob, or in an engine that cannot."""
+    server, scheduler = await _launch(state)
+    for name, value in (engine or {}).items():
+        setattr(server.tokenizer_manager.server_args, name, value)
+    parameters = {"max_new_tokens": LONG, **(sampling or {})}
+    running = asyncio.create_task(server.generate([1, 2, 3], parameters, "robbed"))
+    await _until(lambda: any(request.tokens for request in scheduler.running_batch.reqs))
+    error = await _failure(server.retract_all_requests())
+    status = await server.mtp_status()
+    return {"error": error, "paused": status["paused"], "tokens": len((await running).token_ids)}
+
+
+async def retract_beside_grammar(state: Any) -> Outcome:
+    """A request is in SGLang's grammar queue while others are retracted."""
+    server, scheduler = await _launch(state)
+    (running,) = await _start(server, scheduler)
+    compiling = SimpleNamespace(rid="g", req_pool_idx=None, kv=SimpleNamespace(holds_kv=False))
+    owner = scheduler if hasattr(type(scheduler), "move_ready_grammar_requests") else scheduler.grammar_manager
+    owner.grammar_queue = [compiling]
+    error = await _failure(_retract(server))
+    return {"error": error, "kept": owner.grammar_queue == [compiling], "tokens": len(await running)}

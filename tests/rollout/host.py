@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from .stacks import Stack
 
 #: Limits for processes that hang; a machine that is busy with others needs a multiple of the usual time.
 START_S, PLAY_S = 300.0, 180.0
+#: How often it is looked whether somebody has died; and how long a scenario may go on after its scheduler has.
+POLL_S, GRACE_S = 0.5, 5.0
 
 
 class ScenarioError(AssertionError):
@@ -84,18 +87,29 @@ class Host:
         return self._read(scenario, timeout_s)
 
     def _read(self, scenario: str, timeout_s: float) -> Any:
-        ready, _, _ = select.select([self._answers], [], [], timeout_s)
+        end = time.monotonic() + timeout_s
+        ready: list[Any] = []
+        while not ready and self._process.poll() is None and time.monotonic() < end:
+            ready, _, _ = select.select([self._answers], [], [], POLL_S)
+        # What was written before it ended may still be there.
+        ready = ready or select.select([self._answers], [], [], 0)[0]
         line = self._answers.readline() if ready else ""
-        answer = json.loads(line) if line else {"error": "no answer" if ready else f"not done after {timeout_s:g} s"}
+        answer = json.loads(line) if line else {"error": self._silence(timeout_s)}
         if not line:
             self._broken = scenario
-        if not ready:
-            self._process.send_signal(signal.SIGUSR1)
-            time.sleep(1)
         if "error" in answer:
             printed = self.log.read_text()[-6000:]
             raise ScenarioError(f"{self.stack}, {scenario}: {answer['error']}\n--- printed last:\n{printed}")
         return answer["value"]
+
+    def _silence(self, timeout_s: float) -> str:
+        """Why there is no answer."""
+        try:
+            return f"its process ended with code {self._process.wait(1)}"
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGUSR1)  # it prints what it waits for
+            time.sleep(1)
+            return f"not done after {timeout_s:g} s"
 
     def close(self) -> None:
         """End it and all that it has started."""
@@ -123,9 +137,26 @@ async def _serve(module: Any, answers: int) -> None:
     while line := await asyncio.to_thread(sys.stdin.readline):
         name, arguments = json.loads(line)
         try:
-            answer(value=await getattr(module, name)(state, **arguments))
+            answer(value=await _outlived(getattr(module, name)(state, **arguments)))
         except BaseException:
             answer(error=traceback.format_exc())
+
+
+async def _outlived(scenario: Coroutine[Any, Any, Any]) -> Any:
+    """The scenario's value, unless a scheduler of this process dies and the scenario waits for it.
+
+    Raises:
+        ScenarioError: it does, with the scheduler's traceback.
+    """
+    begin, task = time.monotonic(), asyncio.ensure_future(scenario)
+    while not (await asyncio.wait({task}, timeout=POLL_S))[0]:
+        standing_in = sys.modules.get("verl_mtp_plugin.testing.sglang_engine")
+        died = [death for death in getattr(standing_in, "deaths", ()) if death.at >= begin]
+        if died and time.monotonic() - died[0].at > GRACE_S:
+            _print_tasks()
+            task.cancel()
+            raise ScenarioError(f"it waits for a scheduler that died {GRACE_S:g} s ago:\n{died[0].traceback}")
+    return task.result()
 
 
 def _print_tasks() -> None:

@@ -26,5 +26,8 @@ class Stack:
 
 
 PINNED = tuple(Stack(verl, sglang) for verl, sglang in stacks.SGLANG_PINS.items())
-#: Rules of SGLang that came after the last pin. verl up to 0.9.1 starts no server of it but with a stand-in's help.
-LATEST = Stack(stacks.VERL[-1], stacks.SGLANG[-1])
+#: Rules of SGLang that came after the last pin, with the newest verl; of the same rules the first and the newest.
+LATER = tuple(Stack(stacks.VERL[-1], release) for release in (stacks.SGLANG_SESSIONS, stacks.SGLANG[-1]))
+LATEST = LATER[-1]
+#: Older verls with the newest SGLang. verl 0.7.1 imports what no SGLang has from 0.5.10 on.
+OLDER_VERL = tuple(Stack(release, stacks.SGLANG[-1]) for release in ("0.8.0", "0.9.0"))

@@ -5,6 +5,8 @@ The scheduler behind the server is SGLang's own without a model (:mod:`verl_mtp_
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from verl_mtp_plugin import tested
@@ -14,9 +16,9 @@ from verl_mtp_plugin.testing.sglang_scheduler import KV_CACHE_GB
 from .conftest import StartHost
 from .guards import LONG
 from .host import Host
-from .stacks import LATEST, PINNED
+from .stacks import LATER, PINNED
 
-STACKS = (*PINNED, LATEST)
+STACKS = (*PINNED, *LATER)
 DRAIN_S, CONTROL_S = 4.0, 1.5
 LIMITS = {
     "VERL_MTP_PLUGIN_SYNC_DRAIN_TIMEOUT_S": str(DRAIN_S),
@@ -94,6 +96,13 @@ def test_a_release_waits_for_a_late_result(host: Host) -> None:
     assert outcome["death"] == ""
 
 
+def test_a_release_waits_for_every_data_parallel_rank(host: Host) -> None:
+    outcome = host.play("second_rank_busy", seconds=0.5)
+    assert outcome["released"]["released"] == ["kv_cache"]
+    assert 0.4 <= outcome["released"]["drain_s"] < DRAIN_S
+    assert outcome["death"] == ""
+
+
 def test_an_engine_that_is_never_idle_is_an_error_and_serves(host: Host) -> None:
     outcome = host.play("never_idle")
     assert outcome["error"].startswith("WeightSyncError: verl-mtp-plugin: found an engine still busy after")
@@ -128,14 +137,15 @@ def test_a_release_without_an_answer_counts_as_done(host: Host) -> None:
     assert "no answer from SGLang to the release before this resume within 1.5 s" in second
     assert outcome["status"]["released"] == ["kv_cache"]
     assert outcome["status"]["paused"] is True
-    assert "without its kv_cache" in outcome["resume"]
+    assert outcome["resume"] == ""
+    assert outcome["then"]["paused"] is True
 
 
-def test_generation_is_not_resumed_without_the_cache(host: Host) -> None:
+def test_generation_is_resumed_when_the_cache_is_back(host: Host) -> None:
     outcome = host.play("generation_without_cache")
-    assert outcome["refused"].startswith("WeightSyncError")
-    assert "without its kv_cache" in outcome["refused"]
-    assert outcome["paused"] == [True, True]
+    assert outcome["refused"] == ""
+    assert outcome["paused"] == [True, False]
+    assert not outcome["served"]
     assert outcome["tokens"] == TOKENS
 
 
@@ -182,6 +192,62 @@ def test_without_the_plugin_a_late_result_ends_the_scheduler(host: Host) -> None
 
 def test_the_stacks_are_those_of_the_layers() -> None:
     pins = [f"verl-{verl}_sglang-{sglang}" for verl, sglang in tested.SGLANG_PINS.items()]
-    newest = f"verl-{tested.VERL[-1]}_sglang-{tested.SGLANG[-1]}"
-    assert [str(stack) for stack in STACKS] == [*pins, newest]
-    assert str(LATEST) == newest not in pins
+    later = [f"verl-{tested.VERL[-1]}_sglang-{sglang}" for sglang in (tested.SGLANG_SESSIONS, tested.SGLANG[-1])]
+    assert [str(stack) for stack in STACKS] == [*pins, *later]
+
+
+# -- what is refused before a server starts ---------------------------------------------------------------------------
+
+REPLAY: dict[str, Any] = {"enable_rollout_routing_replay": True}
+#: SGLang 0.5.6 itself, of verl's argument for router replay.
+RECORDS_NOTHING = "TypeError: ServerArgs.__init__() got an unexpected keyword argument 'enable_return_routed_experts'"
+
+
+@pytest.mark.parametrize("engine", [{"pp_size": 2}, REPLAY], ids=lambda engine: next(iter(engine)))
+def test_a_server_that_cannot_retract_is_refused_before_it_starts(host: Host, engine: dict[str, Any]) -> None:
+    options = engine if engine is REPLAY else {"sglang": engine}
+    outcome = host.play("launched", requests="retract", **options)
+    assert outcome["started"] == 0
+    if engine is REPLAY and host.stack.sglang == "0.5.6":
+        assert outcome["error"] == RECORDS_NOTHING
+    else:
+        assert outcome["error"].startswith("UnsupportedError: verl-mtp-plugin: found sync_requests=retract, but ")
+
+
+def test_nothing_is_refused_where_the_plugin_is_off(host: Host) -> None:
+    outcome = host.play("launched", requests="retract", mode="off", sglang={"enable_return_hidden_states": True})
+    assert outcome == {"error": "", "started": 1}
+
+
+def test_a_server_that_can_is_not(host: Host) -> None:
+    outcome = host.play("launched", requests="retract")
+    refused = host.stack.sglang == "0.5.6"
+    assert outcome["started"] == (0 if refused else 1)
+    assert outcome["error"].startswith("UnsupportedError" if refused else "")
+
+
+@pytest.mark.parametrize("options", [{}, {"mtp": {}}, REPLAY, {**REPLAY, "mtp": {}}], ids="-".join)
+def test_nobody_else_is_refused(host: Host, options: dict[str, Any]) -> None:
+    """Router replay, MTP, and both: the drafter is kept out of what SGLang records."""
+    outcome = host.play("launched", **options)
+    if "enable_rollout_routing_replay" in options and host.stack.sglang == "0.5.6":
+        assert outcome == {"error": RECORDS_NOTHING, "started": 0}
+    else:
+        assert outcome == {"error": "", "started": 1}
+
+
+@pytest.mark.parametrize("what", [{"sampling": {"presence_penalty": 0.5}}, {"engine": {"pp_size": 2}}], ids=str)
+def test_a_request_that_would_lose_something_is_not_retracted(host: Host, what: dict[str, Any]) -> None:
+    outcome = host.play("retract_refused", **what)
+    assert outcome["error"].startswith("UnsupportedError: verl-mtp-plugin: found sync_requests=retract, but ")
+    assert outcome["paused"] is False
+    assert outcome["tokens"] == LONG
+
+
+def test_requests_are_retracted_beside_one_in_the_grammar_queue(host: Host) -> None:
+    outcome = host.play("retract_beside_grammar")
+    refused = host.stack.sglang == "0.5.6"
+    assert outcome["error"].startswith("UnsupportedError" if refused else "")
+    assert bool(outcome["error"]) is refused
+    assert outcome["kept"]
+    assert outcome["tokens"] == LONG

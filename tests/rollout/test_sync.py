@@ -13,7 +13,7 @@ from verl_mtp_plugin.testing.sglang_scheduler import KV_CACHE_GB, TOKENS_PER_VER
 from .cluster import ENVIRONMENT
 from .conftest import StartHost
 from .host import Host
-from .stacks import PINNED
+from .stacks import LATEST, PINNED
 
 DRAIN_S, CONTROL_S = 5.0, 30.0
 LIMITS = {
@@ -27,7 +27,7 @@ LONG = 400
 TIMES = ("pause_s", "drain_s", "kv_release_s", "transfer_s", "kv_resume_s")
 
 
-@pytest.fixture(scope="module", params=PINNED, ids=str)
+@pytest.fixture(scope="module", params=(*PINNED, LATEST), ids=str)
 def host(request: pytest.FixtureRequest, start_host: StartHost) -> Host:
     return start_host(request.param, "tests.rollout.syncs", **LIMITS)
 
@@ -48,7 +48,7 @@ def test_the_patches_arrive_in_the_actors(host: Host) -> None:
     assert found["driver"][1]["rollout.weight_sync"] == "applied"
     server = found["server"][1]
     names = {id for id in server if id.startswith(("rollout.sglang.server.", "rollout.sglang.memory."))}
-    assert len(names) == 10
+    assert len(names) == 12
     assert {server[id] for id in names} == {"applied"}
     assert found["worker"][1]["rollout.sglang.adapter"] == "applied"
 

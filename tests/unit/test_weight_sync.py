@@ -307,3 +307,19 @@ def test_no_state_but_serving_and_bad_outlives_a_sync() -> None:
                 job.servers[1].faults["resume_generation"] = [fault]
             job.fails()
             assert set(job.states()) <= {str(ReplicaState.SERVING), str(ReplicaState.BAD)}
+
+
+# -- whoever else resumes generation -----------------------------------------------------------------------------------
+
+
+def test_a_server_with_half_written_weights_is_told_why_it_must_not_serve() -> None:
+    job = Job(Attempt(Ends.BREAKS, server=1), Attempt(Ends.BREAKS, server=1))
+    job.fails()
+    assert [server.held for server in job.servers] == [f"replica {i}: {TWICE}" for i in (0, 1)]
+    adopted = StateMirror()  # the same servers for a manager that knows nothing of it
+    job.mirror = adopted
+    job.sync()
+    assert [server.held for server in job.servers] == ["", ""]
+
+
+TWICE = "transfer failed in attempt 2: RuntimeError: connection lost"

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from ..environment import Environment
 from ..hookspecs import hookimpl
-from ..patching import Patch, PatchSet, Target, around
+from ..patching import Patch, PatchSet, Target, around, with_needs
 from .mends import hybrid, mbridge_deepseek, mbridge_mimo, mbridge_rope, megatron_bridge_qwen3_next
+from .needs import NEEDS
 from .weights import hooks as weights
 
 ENGINE: Final = "verl.workers.engine.megatron.transformer_impl"
@@ -54,4 +55,4 @@ PATCHES: Final[tuple[Patch | PatchSet, ...]] = (
 @hookimpl
 def verl_mtp_patches(environment: Environment) -> Iterable[Patch | PatchSet]:
     """The patches of this room."""
-    return PATCHES
+    return with_needs(PATCHES, NEEDS)

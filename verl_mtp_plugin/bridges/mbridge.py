@@ -53,7 +53,7 @@ def probe(bridge: Any, layers: int) -> Support:
         return Support(MBRIDGE, None, f"{type(bridge).__name__} could not be asked: {said(error)}")
     if virtual:
         stages = f"{VIRTUAL}={getattr(bridge.config, VIRTUAL)}"
-        return Support(MBRIDGE, False, f"not with virtual pipelining ({stages}): {why_not}", WITHOUT_VIRTUAL)
+        return Support(MBRIDGE, False, f"not with virtual pipelining ({stages}): {why_not}", advice=WITHOUT_VIRTUAL)
     if why_not is not None:
         return Support(MBRIDGE, False, why_not)
     return Support(MBRIDGE, True, f"{type(bridge).__name__} builds the MTP layers and names their weights")
@@ -68,7 +68,7 @@ def _why_not(bridge: Any, layers: int) -> str | None:
 
 
 def _because_of_virtual_stages(bridge: Any, layers: int) -> bool:
-    """Whether the answer were another one without virtual pipelining, which some of mbridge's classes know nothing of."""
+    """Whether the answer were yes without virtual pipelining, which some of mbridge's classes know nothing of."""
     from megatron.core import parallel_state
 
     before = getattr(bridge.config, VIRTUAL, None), parallel_state.get_virtual_pipeline_model_parallel_world_size()

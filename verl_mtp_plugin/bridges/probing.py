@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, Final
@@ -40,7 +41,7 @@ def projections() -> tuple[tuple[str, ...], ...]:
     """The projections that the installed megatron-core may build an MTP layer with: any one of these groups."""
     from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionLayer
 
-    assigned = MultiTokenPredictionLayer.__init__.__code__.co_names
+    assigned = inspect.unwrap(MultiTokenPredictionLayer.__init__).__code__.co_names
     return (JOINED, APART) if set(APART) <= set(assigned) else (JOINED,)
 
 

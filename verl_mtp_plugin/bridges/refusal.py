@@ -33,10 +33,11 @@ def unsupported(hf_config: Any, support: Support, families: Iterable[ModelFamily
         families: all that are known; their ``since`` makes the advice, and nothing else.
     """
     families = tuple(families)
+    advice = (support.advice, *_advice(support.bridge, family_of(hf_config, families), families))
     return UnsupportedError(
         found=f"{_model(hf_config, families)} with {support.label}: {support.detail}",
         expected="a bridge that builds and converts this model's MTP layers, since mtp.enable=True",
-        advice=" ".join(filter(None, (support.advice, *_advice(support.bridge, family_of(hf_config, families), families)))),
+        advice=" ".join(filter(None, advice)),
     )
 
 

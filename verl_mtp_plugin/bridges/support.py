@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..environment import installed_version
 from ..models.family import MBRIDGE, MEGATRON_BRIDGE
@@ -15,7 +15,8 @@ class Support:
     bridge: str  # distribution name: "mbridge", "megatron-bridge"
     supported: bool | None
     detail: str  # what was seen; where not supported, why
-    advice: str = ""  # where not supported for a reason that the user can take away: how
+    #: Where not supported for a reason that the user can take away: how.
+    advice: str = field(default="", kw_only=True)
 
     @property
     def label(self) -> str:

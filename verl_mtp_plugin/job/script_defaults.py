@@ -9,9 +9,9 @@ done for jobs with MTP alone: others fail as verl as released does.
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import sys
-from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -43,7 +43,8 @@ def _reads_log(function: str) -> Any:
     """A probe: whether ``DAPORewardManager.<function>`` reads ``.log`` as an attribute, which a missing key breaks."""
 
     def decide(environment: Environment, module: ModuleType) -> Verdict:
-        code = getattr(getattr(module.DAPORewardManager, function, None), "__code__", None)
+        method: Any = getattr(module.DAPORewardManager, function, None)
+        code = getattr(inspect.unwrap(method), "__code__", None)
         if code is not None and LOG not in code.co_names:
             return not_needed(f"DAPORewardManager.{function} does without overlong_buffer_cfg.log")
         return applicable()
@@ -54,7 +55,7 @@ def _reads_log(function: str) -> Any:
 def _complete_buffer(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     """``DAPORewardManager.__init__``, then the key that the script of the same release does not set."""
     original(self, *args, **kwargs)
-    config = signature(original).bind(self, *args, **kwargs).arguments.get("config")
+    config = inspect.signature(original).bind(self, *args, **kwargs).arguments.get("config")
     if config is not None and not _has_mtp(config):  # the legacy manager is not given the job's config
         return
     buffer = getattr(self, "overlong_buffer_cfg", None)

@@ -11,6 +11,7 @@ from typing import Any, Final
 from ..definitions import Fields
 from ..environment import Environment
 from ..patching import Patch, PatchSet, Target, Verdict, applicable, not_needed, unsupported
+from ..training.needs import MODEL
 
 
 class Seam(str, Enum):
@@ -62,6 +63,7 @@ class ModelClass:
             decide=self._decide,
             build=_build_postprocess if self.seam is Seam.POSTPROCESS else _build_forward,
             absent_ok=True,
+            needs=MODEL,
         )
         if self.seam is Seam.POSTPROCESS:
             return PatchSet(self.id, (method,))

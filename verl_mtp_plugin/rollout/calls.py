@@ -44,8 +44,9 @@ class Cancellation:
             self._grace_s = 0.0
         self.asked = self.interrupted = True
         self._until = asyncio.get_running_loop().time() + self._grace_s
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+        news, self._news = self._news, None
+        if news is not None and not news.done():
+            news.set_result(None)
 
     def begin(self, limit_s: float) -> None:
         """Something is waited for from now on, this many seconds at most."""
@@ -57,8 +58,8 @@ class Cancellation:
         return self._until - asyncio.get_running_loop().time()
 
     def news(self) -> set[asyncio.Future[None]]:
-        """What is done when an interrupt comes; nothing after the first."""
-        if self.interrupted:
+        """What is done when an interrupt comes; nothing after the second."""
+        if self.interrupted and not self._grace_s:
             return set()
         if self._news is None:
             self._news = asyncio.get_running_loop().create_future()

@@ -7,8 +7,9 @@ from typing import Final
 
 from ..environment import Environment
 from ..hookspecs import hookimpl
-from ..patching import Patch, PatchSet
+from ..patching import Patch, PatchSet, with_needs
 from . import acceptance_hooks, manager, ranks, sync_metrics
+from .needs import NEEDS
 from .sglang import hooks as sglang
 from .vllm import hooks as vllm
 
@@ -25,4 +26,4 @@ PATCHES: Final[tuple[Patch | PatchSet, ...]] = (
 @hookimpl
 def verl_mtp_patches(environment: Environment) -> Iterable[Patch | PatchSet]:
     """The patches of this room."""
-    return PATCHES
+    return with_needs(PATCHES, NEEDS)

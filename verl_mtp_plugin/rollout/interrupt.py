@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import signal
 import threading
 from collections.abc import Callable
@@ -29,7 +28,7 @@ class Interrupt:
         self._over = False
         self._previous: Any = None
         self._listening = False
-        self._wake: Callable[[], None] | None = None
+        self._wake: Callable[[], object] | None = None
 
     def begin(self) -> None:
         """From now on SIGINT comes here, if this is the main thread and Python or asyncio has it."""
@@ -46,7 +45,8 @@ class Interrupt:
 
     def heard_by(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` in the running loop when SIGINT comes."""
-        self._wake = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, wake)
+        loop = asyncio.get_running_loop()
+        self._wake = lambda: loop.call_soon_threadsafe(wake)
 
     def end(self) -> None:
         """The sync is over: SIGINT is its former owner's again, and one that came is handed on.

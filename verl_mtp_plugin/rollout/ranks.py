@@ -7,7 +7,6 @@ then resumes the cache of all the engine's ranks: also of those that still hold 
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -36,12 +35,11 @@ async def resume(
     return await original(self, tags, *args, **kwargs)
 
 
-@functools.cache
 def _upstream_waits() -> bool:
-    """Whether verl's worker has a barrier of its own in front of this call (0.9.1)."""
+    """Whether verl's worker has a barrier of its own in front of this call (0.9.1); not where there is no worker."""
     worker = getattr(sys.modules.get(WORKERS), "ActorRolloutRefWorker", None)
-    update = inspect.unwrap(getattr(worker, "update_weights", None) or resume)
-    return "barrier" in update.__code__.co_names
+    update: Any = getattr(worker, "update_weights", None)
+    return "barrier" in getattr(getattr(inspect.unwrap(update), "__code__", None), "co_names", ())
 
 
 PATCHES: Final = tuple(

@@ -151,7 +151,7 @@ class _Sync:
         for replica, cause in attempts.incomplete.items():
             self._failures.give_up(replica, Step.END_TRANSFER, cause, f" in attempt {attempts.made}")
         self._move([replica for replica in self._replicas if replica not in attempts.incomplete], Step.END_TRANSFER)
-        # Others than this manager resume generation, too; a server that cannot be told refuses them no worse than before.
+        # Others than this manager resume generation, too. Who cannot be told does as before.
         limit_s = self._options.control_timeout_s
         await self._call(self._replicas, lambda r: r.hold(self._mirror.reason(r.key)), limit_s)
 

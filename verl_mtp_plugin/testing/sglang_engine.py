@@ -7,17 +7,19 @@ takes its server with it by SIGQUIT, as SGLang's does.
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType, SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..startup import AfterImport
+from ..view import View
 from . import stub_modules
 from .threads import ThreadedMultiprocessing
 
@@ -29,6 +31,16 @@ ENGINE_KWARGS: Final = {"device": "cpu", "attention_backend": "torch_native"}
 #: Told to the tokenizer manager, which checks lengths of prompts.
 MAX_TOKENS: Final = 100_000
 
+
+class Death(NamedTuple):
+    """Of a scheduler in a thread of this process: when, by ``time.monotonic()``, and of what."""
+
+    at: float
+    traceback: str
+
+
+#: All of them; a test that waits for one of the dead need not.
+deaths: list[Death] = []
 #: The schedulers that run in threads of this process, the newest last.
 schedulers: list[Any] = []
 
@@ -64,6 +76,7 @@ def run_scheduler_process(server_args: Any, port_args: Any, *arguments: Any) -> 
         scheduler.run(lambda: scheduler.stopped or os.getppid() != parent)
     except Exception as error:
         traceback.print_exc()
+        deaths.append(Death(time.monotonic(), traceback.format_exc()))
         scheduler.death = f"{type(error).__name__}: {error}"
         on_death()
     _wait_for_ever()  # it answers nobody; if it ended, SGLang's watchdog would end the server
@@ -88,24 +101,40 @@ def make_scheduler(server_args: Any, port_args: Any) -> Any:
 def add_components(scheduler: Any) -> None:
     """The parts into which later releases of SGLang have taken rules out of their ``Scheduler``, themselves."""
     try:
-        from sglang.srt.managers.scheduler_components import weight_updater
+        from sglang.srt.managers.scheduler_components import flush_wrapper, weight_updater
     except ImportError:
         return
-    made = weight_updater.SchedulerWeightUpdaterManager(
-        tp_worker=scheduler.tp_worker,
-        draft_worker=scheduler.draft_worker,
-        tp_cpu_group=None,
-        memory_saver_adapter=scheduler.memory_saver_adapter,
-        flush_cache=scheduler.flush_cache,
-        is_fully_idle=scheduler.is_fully_idle,
-        scheduler=scheduler,
-    )
+    _feign_group(weight_updater)
+    channels = scheduler.ipc_channels
+    values = {
+        **{name: getattr(scheduler, name) for name in ("tp_worker", "draft_worker", "memory_saver_adapter")},
+        **{name: getattr(scheduler, name) for name in ("flush_cache", "is_fully_idle")},
+        "tp_cpu_group": None,  # up to 0.5.21; later it asks for the group itself
+        "scheduler": scheduler,
+        "ipc_channels": channels,  # up to 0.5.22
+        "send_output": channels.send_to_tokenizer.send_output,  # from 0.5.23 on
+    }
+    made = make_part(weight_updater.SchedulerWeightUpdaterManager, values)
     scheduler.weight_updater, scheduler.offload_tags = made, made.offload_tags
-    from sglang.srt.managers.scheduler_components.flush_wrapper import SchedulerFlushWrapper
+    scheduler.flush_wrapper = make_part(flush_wrapper.SchedulerFlushWrapper, values)
 
-    scheduler.flush_wrapper = SchedulerFlushWrapper(
-        flush_cache=scheduler.flush_cache, is_fully_idle=scheduler.is_fully_idle, ipc_channels=scheduler.ipc_channels
-    )
+
+def make_part(part: type, values: Mapping[str, Any]) -> Any:
+    """A part of SGLang's scheduler, given those of ``values`` that this release's takes.
+
+    Raises:
+        TypeError: it needs another one.
+    """
+    takes = inspect.signature(part).parameters
+    return part(**{name: value for name, value in values.items() if name in takes})
+
+
+def _feign_group(module: ModuleType) -> None:
+    """A tensor-parallel group of one rank, which only a scheduler with a GPU makes (SGLang >= 0.5.22 asks for it)."""
+    known = getattr(module, "get_parallel", None)
+    if known is not None:
+        group = SimpleNamespace(cpu_group=None)
+        vars(module)["get_parallel"] = lambda: View(known(), tp_group=group)
 
 
 def _feign_device(torch: Any) -> None:

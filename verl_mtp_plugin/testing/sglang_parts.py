@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,9 +75,7 @@ def nothing(*args: Any, **kwargs: Any) -> None:
 
 
 class Nothing:
-    """An object whose every method does nothing."""
+    """An object whose methods do nothing: those that are named, and no others."""
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return nothing
+    def __init__(self, *methods: str) -> None:
+        vars(self).update(dict.fromkeys(methods, nothing))

@@ -45,6 +45,14 @@ HANDLERS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "EndWeightUpdateReqInput": ("end", ("weight_updater.end_weight_update",)),
     "GetInternalStateReq": ("generate", ("internal_state",)),
 }
+#: Parts of a scheduler for which a GPU is needed, and all that SGLang's rules call of them in any tested release.
+PARTS: Final[dict[str, tuple[str, ...]]] = {
+    "tree_cache": ("reset",),
+    "req_to_token_pool": ("clear", "reset_aux_cache_allocator"),  # the latter from 0.5.21 on
+    "token_to_kv_pool_allocator": ("clear",),
+    "kv_events_publisher": ("publish_kv_events",),  # from 0.5.21 on
+    "beam_coordinator": (),  # looked at, never called
+}
 
 
 class Behaviour:
@@ -69,20 +77,22 @@ class Behaviour:
 
     def _prepare_for_all_releases(self) -> None:
         """Attributes that one release or another looks at on the way to its rules."""
-        self.tree_cache = self.req_to_token_pool = self.token_to_kv_pool_allocator = Nothing()
+        for part, methods in PARTS.items():
+            vars(self)[part] = Nothing(*methods)
         self.enable_hierarchical_cache = self.enable_hisparse = self.enable_hicache_storage = False
-        self.enable_lmcache = False
+        self.enable_lmcache = self.enable_continuous_input_polling = False
         self.decode_offload_manager = self.hisparse_coordinator = self.grammar_backend = self.dllm_config = None
         self.mm_receiver = self._pending_flush = self.tp_cpu_group = self.device_module = None
         self.grammar_queue: list[Any] = []
         self.grammar_manager = SimpleNamespace(grammar_queue=[], clear=nothing, abort_requests=nothing)
         self.dllm_manager = SimpleNamespace(any_staging_reqs=lambda: False)
-        self.beam_coordinator = self.kv_events_publisher = Nothing()
         self.metrics_reporter = SimpleNamespace(
             reset_metrics=nothing, is_stats_logging_rank=False, current_scheduler_metrics_enabled=False
         )
         self.ipc_channels = SimpleNamespace(send_to_tokenizer=self.send_to_tokenizer)
         self.num_generated_tokens = 0
+        self.enable_overlap_mlx = self._pause_started_at = None
+        self._pause_intervals: list[tuple[float, float]] = []  # from 0.5.22 on
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Handle messages and make tokens until ``stop``; raises what SGLang's rules raise."""
@@ -107,7 +117,7 @@ class Behaviour:
         if fault is Fault.DIE:
             raise StandInFault(f"asked to die at {step}")
         if fault is Fault.BUSY:
-            self.result_queue.append("a step in flight")
+            self.result_queue.append((Batch(), None))  # a step in flight
         handler = next(found for name in candidates if (found := _attribute(self, name)) is not None)
         output = self.sockets.refusal(message) if fault is Fault.FAIL else handler(message)
         if output is not None:
@@ -117,7 +127,7 @@ class Behaviour:
         """A step whose result has not been looked at, for as long as a test says so."""
         busy = faults.peek("drain") is Fault.BUSY
         if busy and not self.result_queue:
-            self.result_queue.append("a step in flight")
+            self.result_queue.append((Batch(), None))  # a step in flight
         elif not busy:
             self.result_queue.clear()
 

@@ -10,17 +10,18 @@ from typing import Any, Final
 
 from ..environment import Environment
 from ..hookspecs import hookimpl
-from ..patching import Patch, PatchSet, Target, Verdict, applicable, around, not_needed, unsupported
+from ..patching import Patch, PatchSet, Target, Verdict, applicable, around, not_needed, unsupported, with_needs
 from ..verl_fixes import hooks as verl_fixes
 from . import class_hooks, overlap_hooks
 from .clipping import hooks as clipping
 from .fused import hooks as fused
+from .needs import NEEDS
 from .step import hooks as step
 
 GPT_MODEL: Final = "megatron.core.models.gpt.gpt_model"
 MTP: Final = "megatron.core.transformer.multi_token_prediction"
 
-#: What the composition needs to hand to ``GPTModel._postprocess``; everything else passes through untouched.
+#: What the composition hands to ``GPTModel._postprocess``; everything else passes through untouched.
 NEEDED: Final = frozenset({"hidden_states", "labels", "loss_mask", "mtp_in_postprocess"})
 
 
@@ -45,6 +46,20 @@ def _build_get_embeddings(original: Any) -> Any:
     from .request import RequestSlot
 
     return RequestSlot("_get_embeddings", original, original)
+
+
+def _decide_recompute(environment: Environment, module: ModuleType) -> Verdict:
+    layer = module.MultiTokenPredictionLayer
+    taken = signature(layer._checkpointed_forward).parameters
+    inner = signature(layer._proj_and_transformer_layer).parameters
+    if {"forward_func", "padding_mask"} & taken.keys() or "padding_mask" in inner:
+        return applicable()
+    return unsupported(
+        found=f"{environment.label('megatron-core')} whose MTP layer checkpoints a body that takes "
+        f"{', '.join(inner)}, by a function that takes {', '.join(taken)}",
+        expected="a padding_mask in one of them, or a function to checkpoint",
+        advice="set actor_rollout_ref.actor.megatron.override_transformer_config.recompute_granularity=null",
+    )
 
 
 def _build_checkpointed_forward(original: Any) -> Any:
@@ -95,6 +110,7 @@ RECOMPUTE: Final = Patch(
     reason="full activation recompute with MTP raises a TypeError on megatron-core 0.18, on 0.19 under verl 0.8, and "
     "with packed sequences on 0.16 and 0.17 where verl has not replaced the method",
     upstream="verl #6432; delete when the oldest supported megatron-core is 0.19 and verl patches no instance",
+    decide=_decide_recompute,
     build=_build_checkpointed_forward,
 )
 
@@ -198,7 +214,7 @@ GATE: Final = Patch(
 @hookimpl
 def verl_mtp_patches(environment: Environment) -> Iterable[Patch | PatchSet]:
     """The built-in training patches."""
-    return (
+    patches = (
         POSTPROCESS,
         RECOMPUTE,
         RECOMPUTE_BLOCK,
@@ -212,3 +228,4 @@ def verl_mtp_patches(environment: Environment) -> Iterable[Patch | PatchSet]:
         *overlap_hooks.PATCHES,
         *verl_fixes.PATCHES,
     )
+    return with_needs(patches, NEEDS)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from verl_mtp_plugin.bridges.mbridge import probe
+from verl_mtp_plugin.bridges.mbridge import VIRTUAL, probe
 from verl_mtp_plugin.bridges.mends import mbridge_mimo
 from verl_mtp_plugin.testing.verl_engine import TRANSFORMER_CONFIG
 
@@ -53,6 +53,24 @@ def on_first_stage() -> Any:
     try:
         return [*ask(MIMO), parallel_state.get_pipeline_model_parallel_rank()]
     finally:
+        parallel_state.set_pipeline_model_parallel_world_size(None)
+        parallel_state.set_pipeline_model_parallel_rank(None)
+
+
+def with_virtual_stages() -> Any:
+    """MiMo asked with two virtual stages on each of two ranks; what the process is set to afterwards; the refusal."""
+    from megatron.core import parallel_state
+
+    parallel_state.set_pipeline_model_parallel_world_size(2)
+    parallel_state.set_pipeline_model_parallel_rank(0)
+    parallel_state.set_virtual_pipeline_model_parallel_world_size(2)
+    try:
+        bridge = make(MIMO, pipeline_model_parallel_size=2, **{VIRTUAL: 2}, overlap_p2p_comm=True, num_layers=4)
+        support = probe(bridge, 1)
+        left = [getattr(bridge.config, VIRTUAL), parallel_state.get_virtual_pipeline_model_parallel_world_size()]
+        return [*common.told(support), left, common.refusal(bridge.hf_config, support)]
+    finally:
+        parallel_state.set_virtual_pipeline_model_parallel_world_size(None)
         parallel_state.set_pipeline_model_parallel_world_size(None)
         parallel_state.set_pipeline_model_parallel_rank(None)
 
@@ -124,6 +142,7 @@ def answers() -> dict[str, Any]:
     found |= {
         "MiMo": ask(MIMO),
         "MiMo on the first stage": on_first_stage(),
+        "MiMo with virtual stages": with_virtual_stages(),
         "MiMo with another number": ask(MIMO, 2),
         "MiMo built": unnamed_when_built(MIMO),
     }

@@ -35,6 +35,22 @@ def test_all_pipeline_stages_say_the_same(megatron_core: str) -> None:
 
 
 @on_each_megatron_core
+def test_virtual_pipelining_is_named_where_it_is_the_cause(megatron_core: str) -> None:
+    supported, detail, left, refusal = ask_mbridge(megatron_core)["MiMo with virtual stages"]
+    assert supported is False
+    assert detail == (
+        "not with virtual pipelining (virtual_pipeline_model_parallel_size=2): MimoBridge cannot build the MTP layers: "
+        "AssertionError: vp_stage must be provided if virtual pipeline model parallel size is set"
+    )
+    assert left == [2, 2], "what was asked for is what it was before"
+    assert (
+        EXPECTED + "Set actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size=null, or use "
+        "Megatron-Bridge, which trains MTP with virtual pipelining "
+        "(actor_rollout_ref.actor.megatron.vanilla_mbridge=False). "
+    ) in refusal
+
+
+@on_each_megatron_core
 def test_none_would_be_built_or_another_number(megatron_core: str) -> None:
     found = ask_mbridge(megatron_core)
     assert found["GLM-4.5"] == no("GLM4MoEBridge builds this model without MTP layers (mtp_num_layers=None)")

@@ -75,6 +75,7 @@ def build(
     with_mtp: bool = True,
     saved: tuple[str, ...] = ("model", "optimizer", "extra"),
     options: Mapping[str, Any] | None = None,
+    remove_padding: bool = True,
 ) -> engine.Engine:
     """The quickstart's engine.
 
@@ -99,6 +100,7 @@ def build(
             steps=1,  # no warm-up: a resumed engine learns at the same rate
             vanilla_mbridge=bridge == tiny_mimo.MBRIDGE,
             saved=saved,
+            remove_padding=remove_padding,
         )
 
 

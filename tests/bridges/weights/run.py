@@ -92,19 +92,20 @@ class Runs:
     def _run(self, stack: Stack, phase: str) -> Any:
         return answer(stack.start("weights.worker", str(self.folder(stack)), stack.bridge, phase))
 
-    def ranks(self, stack: Stack, layout: str) -> list[dict[str, Any]]:
+    def ranks(self, stack: Stack, layout: str, module: str = "weights.ranks_worker") -> list[dict[str, Any]]:
         """What two ranks found. A hang ends in an error after a while."""
-        found: list[dict[str, Any]] = self._once(f"{stack}_{layout}", lambda: self._run_ranks(stack, layout))
+        name = f"{stack}_{layout}"
+        found: list[dict[str, Any]] = self._once(name, lambda: self._run_ranks(stack, layout, module))
         return found
 
-    def _run_ranks(self, stack: Stack, layout: str) -> Any:
+    def _run_ranks(self, stack: Stack, layout: str, module: str) -> Any:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        arguments = ("weights.ranks_worker", str(self.base / f"{stack}-{layout}"), stack.bridge, layout)
+        arguments = (module, str(self.base / f"{stack}-{layout}"), stack.bridge, layout)
         processes = [stack.start(*arguments, RANK=rank, LOCAL_RANK=rank, **common) for rank in "01"]
-        return [answer(process, timeout=150) for process in processes]
+        return [answer(process, timeout=200) for process in processes]
 
     def _once(self, name: str, run: Any) -> Any:
         file = self.base / f"{name}.json"

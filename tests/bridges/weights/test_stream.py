@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from verl_mtp_plugin.bridges.weights.copies import fingerprint
 from verl_mtp_plugin.bridges.weights.export import watched
 from verl_mtp_plugin.bridges.weights.superfluous import superfluous
 from verl_mtp_plugin.bridges.weights.weight_names import is_mtp, listed
-from verl_mtp_plugin.errors import MissingWeightsError
+from verl_mtp_plugin.errors import AmbiguousWeightsError, MissingWeightsError
 
 
 class Tensor:
@@ -57,6 +59,23 @@ def test_what_did_not_come_is_named_after_all_the_rest() -> None:
     assert [name for name, _ in (next(stream), next(stream))] == ["a", "x.base_layer.weight"]
     with pytest.raises(MissingWeightsError, match=r"MTP layers that mbridge 1 did not export: y\.weight;"):
         next(stream)
+
+
+def test_a_name_that_comes_twice_ends_the_stream_before_the_second_is_sent() -> None:
+    source = Source("a", "b", "a", "c")
+    stream = watched(source.stream(), lambda: ["c"], "mbridge 1")
+    assert [name for name, _ in (next(stream), next(stream))] == ["a", "b"]
+    with pytest.raises(AmbiguousWeightsError, match="found a a second time among the weights that mbridge 1 exports;"):
+        next(stream)
+    assert source.closed
+
+
+def test_a_fingerprint_tells_values_places_and_rows_apart() -> None:
+    weight = torch.arange(12, dtype=torch.bfloat16).reshape(4, 3)
+    assert fingerprint(weight) == fingerprint(weight.clone())
+    changed, exchanged = weight.clone(), weight[[1, 0, 2, 3]]
+    changed[2, 1] += 1
+    assert len({fingerprint(each) for each in (weight, changed, exchanged, weight.float())}) == 4
 
 
 def test_giving_up_closes_the_bridges_stream_and_demands_nothing() -> None:
@@ -112,6 +131,14 @@ COPIES = ("model.layers.2.embed_tokens.weight", "model.layers.3.shared_head.head
         ("LlamaForCausalLM", False, set()),
     ],
 )
-def test_what_a_checkpoint_has_and_nobody_exports(architecture: str, with_mtp: bool, expected: set[str]) -> None:
+def test_what_a_checkpoint_has_and_need_not_be_exported(architecture: str, with_mtp: bool, expected: set[str]) -> None:
     config = SimpleNamespace(architectures=[architecture], num_hidden_layers=2)
     assert superfluous(config, (*NAMES, *COPIES), with_mtp=with_mtp) == expected
+
+
+@pytest.mark.parametrize(
+    ("tied", "with_mtp", "expected"), [(True, True, {NAMES[0]}), (True, False, set()), (False, True, set())]
+)
+def test_with_mtp_a_tied_model_has_no_head_to_export(tied: bool, with_mtp: bool, expected: set[str]) -> None:
+    config = SimpleNamespace(architectures=["LlamaForCausalLM"], num_hidden_layers=2, tie_word_embeddings=tied)
+    assert superfluous(config, NAMES, with_mtp=with_mtp) == expected

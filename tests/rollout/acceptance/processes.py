@@ -13,10 +13,10 @@ from tests.contract import stacks
 
 from ..answers import shared
 
-#: What each verl pins (0.9.0 as 0.8.0), and beside the newest verl the newest, which names the counts anew.
+#: What each verl pins (0.9.0 as 0.8.0), and with the newest verl one that names the counts anew, and the newest.
 PAIRS = (
     *((verl, stacks.SGLANG_PINS.get(verl, stacks.SGLANG_PINS["0.8.0"])) for verl in stacks.VERL),
-    (stacks.VERL[-1], stacks.SGLANG[-1]),
+    *((stacks.VERL[-1], release) for release in (stacks.SGLANG_SESSIONS, stacks.SGLANG[-1])),
 )
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Awaitable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from verl_mtp_plugin.testing import sglang_engine
@@ -29,9 +27,6 @@ async def launch(model: Path, *, mtp: bool) -> Any:
     from verl.workers.rollout.replica import RolloutMode
     from verl.workers.rollout.sglang_rollout import async_sglang_server
 
-    if not dataclasses.is_dataclass(async_sglang_server.ServerArgs):
-        # SGLang >= 0.5.20, where verl 0.9.1 starts no server: it asks ServerArgs for its dataclass fields.
-        vars(async_sglang_server)["dataclasses"] = SimpleNamespace(fields=lambda _: (), asdict=dataclasses.asdict)
     options = {
         "speculative_algorithm": "EAGLE",
         "speculative_num_steps": DRAFT_TOKENS - 1,

@@ -13,6 +13,7 @@ os.environ.update(VERL_MTP_PLUGIN="off", VERL_USE_EXTERNAL_PLUGINS="none", CUDA_
 
 from verl_mtp_plugin.patching import PatchEngine
 from verl_mtp_plugin.rollout.acceptance_hooks import SERVER
+from verl_mtp_plugin.rollout.sglang import verl_compat
 from verl_mtp_plugin.testing import sglang_engine, toy_model
 
 from . import server
@@ -20,6 +21,7 @@ from .scenario import LONG, SHORT
 
 
 async def main(folder: Path) -> dict[str, Any]:
+    PatchEngine().arm(verl_compat.PATCHES)  # without which verl's server does not start on SGLang >= 0.5.20
     model = toy_model.make(folder, max_position_embeddings=512)
     drafting = await server.launch(model, mtp=True)
     scheduler = sglang_engine.schedulers[-1]

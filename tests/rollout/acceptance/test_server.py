@@ -54,6 +54,7 @@ def test_the_names_change() -> None:
     """Why the counts are looked for under more than one name."""
     names = {sglang: frozenset(server(verl, sglang)["meta_info"]) for verl, sglang in PAIRS}
     first, newest = names["0.5.6"], names[stacks.SGLANG[-1]]
+    assert names[stacks.SGLANG_SESSIONS] == newest
     assert first == names["0.5.8"]
     assert {name for name in first - newest if "token_num" in name} == {"spec_accept_token_num", "spec_draft_token_num"}
     assert newest - first == {"spec_num_correct_drafts", "spec_num_proposed_drafts"}

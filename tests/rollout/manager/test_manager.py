@@ -236,9 +236,15 @@ def test_naive_is_verls(verl: str) -> None:
 
 
 @VERL
-@pytest.mark.parametrize("case", ["hybrid", "off_in_the_job_config"])
+@pytest.mark.parametrize("case", ["hybrid", "off_in_the_job_config", "without_mtp"])
 def test_verls_own_behaviour(verl: str, case: str) -> None:
     assert on(verl, case) == off(verl, "breaks_once")
+
+
+@VERL
+def test_a_job_without_mtp_does_not_notice_the_plugin(verl: str) -> None:
+    """Same calls, same answer, and an option that nobody uses harms nothing."""
+    assert on(verl, "without_mtp_good") == off(verl, "good")
 
 
 @VERL

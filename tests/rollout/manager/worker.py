@@ -238,6 +238,19 @@ def off_in_the_job_config() -> Any:
 
 
 @case
+def without_mtp() -> Any:
+    job = Job(mtp=False)
+    job.replicas[1].engines[0].breaks = 1
+    return seen(job, job.sync())
+
+
+@case
+def without_mtp_good() -> Any:
+    job = Job(mtp=False, plugin={"sync_requests": "retract"})
+    return seen(job, job.sync())
+
+
+@case
 def cannot_be_paused() -> Any:
     """Servers of a backend that has no such method, which verl's git before 0.7.1 does not call either."""
 

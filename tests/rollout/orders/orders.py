@@ -5,6 +5,7 @@ An order names the servers by their mode, and who is behind each receiver; the s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .sources import ALL, table
@@ -38,7 +39,8 @@ STANDALONE_SYNC = {
 HYBRID_SYNC = ("resume weights", "write", "resume kv_cache")
 
 H, S, B = ("hybrid",), ("standalone",), ("hybrid", "standalone")
-Part = tuple[str, dict[str, tuple[str, ...]]]
+Receivers = Mapping[str, tuple[str, ...]]
+Part = tuple[str, Receivers]
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,11 @@ class Order:
         return HYBRID_SYNC if free_cache_engine else ("write",)
 
 
-def _of(receivers: dict[str, tuple[str, ...]], *functions: str) -> tuple[Part, ...]:
+def _of(receivers: Receivers, *functions: str) -> tuple[Part, ...]:
     return tuple((function, receivers) for function in functions)
 
 
-_ONE = dict.fromkeys(
-    ("checkpoint_manager", "async_rollout_manager", "agent_loop_manager", "llm_server_manager"), H
-)
+_ONE = dict.fromkeys(("checkpoint_manager", "async_rollout_manager", "agent_loop_manager", "llm_server_manager"), H)
 _ALONE = dict.fromkeys(_ONE, S)
 _FULLY = {"hybrid_checkpoint_manager": H, "checkpoint_manager": S, "rollouter": B, "replica": B}
 _SEPARATE = {"checkpoint_manager": H, "standalone_checkpoint_manager": S}
@@ -95,7 +95,14 @@ ORDERS = {
         generates_asleep=("0.7.1",),  # REMAX: a second batch after the server was put to sleep
     ),
     "main_ppo_sync": Order(
-        _of(_ONE, "PPOTrainer.init_workers", "PPOTrainer.fit", "PPOTrainer.step", "PPOTrainer.fit", "PPOTrainer._validate"),
+        _of(
+            _ONE,
+            "PPOTrainer.init_workers",
+            "PPOTrainer.fit",
+            "PPOTrainer.step",
+            "PPOTrainer.fit",
+            "PPOTrainer._validate",
+        ),
         {"hybrid": "HYBRID"},
         ALL[1:2],
     ),
@@ -216,9 +223,7 @@ OTHERS = {
     "abort twice, resume once": Steps(
         "STANDALONE", ("abort_all_requests", "abort_all_requests", "resume_generation", "generate")
     ),
-    "resume twice": Steps(
-        "STANDALONE", ("abort_all_requests", "resume_generation", "resume_generation", "generate")
-    ),
+    "resume twice": Steps("STANDALONE", ("abort_all_requests", "resume_generation", "resume_generation", "generate")),
     "resumed before its memory": Steps(
         "HYBRID", ("abort_all_requests", "sleep", "resume_generation", *_HYBRID_BACK, "generate")
     ),

@@ -1,4 +1,4 @@
-"""Plays orders on verl's real SGLang servers in this process: with the plugin, for jobs with MTP and without, and bare."""
+"""Plays orders on verl's real SGLang servers in this process: with the plugin (with MTP and without), and bare."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Played:
     """One server while an order is played."""
 
     def __init__(self, server: Any, mode: str) -> None:
+        self.with_requests = False  # that are in flight at the first abort, which takes SGLang a second
         self.server, self.mode, self.scheduler = server, mode, sglang_engine.schedulers[-1]
         self.manager = server.tokenizer_manager
-        self.aborted_once = False
         self.waiting: list[asyncio.Task[Any]] = []
 
     @property
@@ -47,8 +47,9 @@ class Played:
         """What came of it, in a word; "" if all is well."""
         if step == "generate":
             return await self.generate()
-        if step == "abort_all_requests" and not self.aborted_once and not self.manager.is_pause and not self.unmapped:
-            self.aborted_once = True
+        serves = not (self.manager.is_pause or self.unmapped)
+        if step == "abort_all_requests" and self.with_requests and serves:
+            self.with_requests = False
             running = asyncio.create_task(servers.generate(self.server, LONG))
             while not any(request.tokens for request in self.scheduler.running_batch.reqs):
                 await asyncio.sleep(0.01)
@@ -112,6 +113,7 @@ async def play(
     how: str,
     free_cache_engine: bool = True,
     clear: Any = None,
+    with_requests: bool = False,
 ) -> Outcome:
     """``how``: "mtp", "without mtp" or "bare" (no plugin)."""
     faults.clear_faults()
@@ -121,6 +123,8 @@ async def play(
         verl_mtp_plugin.deactivate()
     try:
         played = await _launched(state, modes, how == "mtp", free_cache_engine)
+        for one in played.values():
+            one.with_requests = with_requests
         return await _play(state, steps, played, clear)
     finally:
         verl_mtp_plugin.activate()
@@ -128,9 +132,7 @@ async def play(
 
 async def _launched(state: Any, modes: dict[str, str], mtp: bool, free_cache_engine: bool) -> dict[str, Played]:
     options = {"free_cache_engine": free_cache_engine, "mtp": servers.mtp_config(mtp)}
-    return {
-        name: Played(await servers.launch(state.model[mtp], mode, **options), mode) for name, mode in modes.items()
-    }
+    return {name: Played(await servers.launch(state.model[mtp], mode, **options), mode) for name, mode in modes.items()}
 
 
 async def _play(state: Any, steps: list[tuple[str, str]], played: dict[str, Played], clear: Any) -> Outcome:
@@ -153,7 +155,8 @@ async def _play(state: Any, steps: list[tuple[str, str]], played: dict[str, Play
 
 async def play_order(state: Any, name: str, release: str, how: str, free_cache_engine: bool = True) -> Outcome:
     order = ORDERS[name]
-    return await play(state, order.steps(release, free_cache_engine), order.servers, how, free_cache_engine)
+    steps = order.steps(release, free_cache_engine)
+    return await play(state, steps, order.servers, how, free_cache_engine, with_requests="asynchronous" in name)
 
 
 async def play_other(state: Any, name: str, how: str) -> Outcome:
@@ -174,7 +177,6 @@ async def busy_write(state: Any, mode: str, how: str, paused: bool) -> Outcome:
 
 async def held(state: Any) -> Outcome:
     """Weights that may be half-written: whoever resumes generation is refused, until a sync has succeeded."""
-    await play(state, [], {"server": "STANDALONE"}, "mtp")
     server = (await _launched(state, {"server": "STANDALONE"}, True, True))["server"]
     steps = ("abort_all_requests", "release_kv_cache")
     said = [await server.call(step, 0) for step in steps]

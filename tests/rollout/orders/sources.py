@@ -13,11 +13,16 @@ from pathlib import Path
 
 #: Methods that stop, start, empty or fill servers, and those that make them generate.
 CONTROLS = frozenset(
-    "sleep wake_up release_kv_cache resume_kv_cache abort_all_requests resume_generation clear_kv_cache abort_request "
-    "sleep_replicas wake_up_replicas abort_replicas release_kv_cache_replicas resume_kv_cache_replicas "
-    "resume_generation_replicas update_weights add_replicas remove_replicas".split()
+    {
+        *("sleep", "wake_up", "release_kv_cache", "resume_kv_cache", "clear_kv_cache", "update_weights"),
+        *("abort_all_requests", "abort_request", "resume_generation", "add_replicas", "remove_replicas"),
+        *("sleep_replicas", "wake_up_replicas", "abort_replicas", "resume_generation_replicas"),
+        *("release_kv_cache_replicas", "resume_kv_cache_replicas"),
+    }
 )
-GENERATES = frozenset("generate_sequences do_validate _compute_reward_colocate start_profile stop_profile".split())
+GENERATES = frozenset(
+    {"generate_sequences", "do_validate", "_compute_reward_colocate", "start_profile", "stop_profile"}
+)
 #: Receivers of methods of these names that are no servers.
 OTHERS = frozenset({"time", "asyncio", "training_client"})
 #: Where verl's entry points are.
@@ -172,8 +177,7 @@ SOURCES = (
     Source(
         SEPARATION,
         "SeparateRayPPOTrainer._fit_generate",
-        2
-        * "async_rollout_manager.start_profile async_rollout_manager.generate_sequences "
+        2 * "async_rollout_manager.start_profile async_rollout_manager.generate_sequences "
         "checkpoint_manager.sleep_replicas async_rollout_manager.stop_profile " + "self._compute_reward_colocate",
         ALL[:1],
     ),
@@ -229,7 +233,9 @@ SOURCES = (
         "RewardLoopManager.compute_rm_score",
         "reward_model_manager.wake_up reward_model_manager.sleep",
     ),
-    Source("experimental/agent_loop/agent_loop.py", "AgentLoopManager.clear_kv_cache", "replica.clear_kv_cache", ALL[:1]),
+    Source(
+        "experimental/agent_loop/agent_loop.py", "AgentLoopManager.clear_kv_cache", "replica.clear_kv_cache", ALL[:1]
+    ),
 )
 
 

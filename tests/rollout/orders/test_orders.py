@@ -1,10 +1,11 @@
-"""Every order in which verl calls its SGLang servers, on the real servers: none fails with the plugin that works without.
+"""Every order in which verl calls its SGLang servers, on the real ones: none fails with the plugin that works without.
 
 With MTP, and without, where the plugin must not be noticed. SGLang's rules are real; batches and memory stand in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -21,9 +22,30 @@ PLUGIN = ("mtp", "without mtp")
 FLUSH = "scheduler ended: AssertionError: Cache flush failed after updating weights"
 
 
-@pytest.fixture(scope="module", params=STACKS, ids=str)
+@pytest.fixture(scope="module")
 def host(request: pytest.FixtureRequest, start_host: StartHost) -> Host:
     return start_host(request.param, "tests.rollout.orders.play", **LIMITS)
+
+
+def _on(*names: str, pairs: Callable[[Stack], Sequence[tuple[Any, ...]]] = lambda stack: [()]) -> pytest.MarkDecorator:
+    """Parametrize ``host``, and with it what ``pairs`` gives for its stack, as tuples of ``names``."""
+    rows = [(stack, *row) for stack in STACKS for row in pairs(stack)]
+    ids = ["-".join(map(str, row)) for row in rows]
+    return pytest.mark.parametrize(("host", *names), rows, indirect=["host"], ids=ids)
+
+
+def _orders(stack: Stack, *hows: str) -> list[tuple[str, ...]]:
+    names = [name for name, order in ORDERS.items() if stack.verl in order.releases]
+    return [(name, how) for name in names for how in hows]
+
+
+def _known_as_released(stack: Stack) -> list[tuple[str, ...]]:
+    """Orders in which upstream's engine is not asked to run without its memory."""
+    return [row for row in _orders(stack, "bare") if stack.verl not in ORDERS[row[0]].generates_asleep]
+
+
+def _others(stack: Stack, *hows: str) -> list[tuple[str, ...]]:
+    return [(n, how) for n, steps in OTHERS.items() for how in hows if how != "bare" or stack.verl in steps.releases]
 
 
 def _awake(one: dict[str, Any]) -> bool:
@@ -36,13 +58,9 @@ def _asleep(one: dict[str, Any]) -> bool:
     return bool(one["unmapped"]) and back == ("", [], "", "")
 
 
-@pytest.mark.parametrize("how", PLUGIN)
-@pytest.mark.parametrize("name", ORDERS)
+@_on("name", "how", pairs=lambda stack: _orders(stack, *PLUGIN))
 def test_verls_orders(host: Host, name: str, how: str) -> None:
     order, release = ORDERS[name], host.stack.verl
-    if release not in order.releases:
-        assert not any(release in other.releases for key, other in ORDERS.items() if key == name)
-        return
     found = host.play("play_order", name=name, release=release, how=how)
     if release in order.generates_asleep:
         first = found["wrong"][0]
@@ -55,32 +73,29 @@ def test_verls_orders(host: Host, name: str, how: str) -> None:
         assert (_asleep if server in order.asleep else _awake)(one), (server, one)
 
 
-@pytest.mark.parametrize("name", ORDERS)
-def test_verls_orders_as_released(host: Host, name: str) -> None:
+@_on("name", "how", pairs=_known_as_released)
+def test_verls_orders_as_released(host: Host, name: str, how: str) -> None:
     """What the plugin is compared with."""
-    order, release = ORDERS[name], host.stack.verl
-    if release in order.releases and release not in order.generates_asleep:
-        found = host.play("play_order", name=name, release=release, how="bare")
-        assert bool(found["wrong"]) is order.upstream_fails
+    found = host.play("play_order", name=name, release=host.stack.verl, how=how)
+    assert bool(found["wrong"]) is ORDERS[name].upstream_fails
 
 
-@pytest.mark.parametrize("how", PLUGIN)
-@pytest.mark.parametrize("name", OTHERS)
+@_on("name", "how", pairs=lambda stack: _others(stack, *PLUGIN))
 def test_repeated_and_displaced_calls(host: Host, name: str, how: str) -> None:
     found = host.play("play_other", name=name, how=how)
     assert found["wrong"] == []
     assert _awake(found["end"]["server"]), found
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_repeated_and_displaced_calls_as_released(host: Host, name: str) -> None:
-    if host.stack.verl in OTHERS[name].releases:
-        found = host.play("play_other", name=name, how="bare")
-        assert bool(found["wrong"]) is OTHERS[name].upstream_fails
+@_on("name", "how", pairs=lambda stack: _others(stack, "bare"))
+def test_repeated_and_displaced_calls_as_released(host: Host, name: str, how: str) -> None:
+    found = host.play("play_other", name=name, how=how)
+    assert bool(found["wrong"]) is OTHERS[name].upstream_fails
 
 
 @pytest.mark.parametrize("paused", [True, False], ids=["paused", "open"])
 @pytest.mark.parametrize("mode", ["HYBRID", "STANDALONE", "COLOCATED"])
+@_on()
 def test_weights_wait_for_a_step_in_flight_where_the_cache_stays(host: Host, mode: str, paused: bool) -> None:
     for how in PLUGIN:
         found = host.play("busy_write", mode=mode, how=how, paused=paused)
@@ -90,6 +105,7 @@ def test_weights_wait_for_a_step_in_flight_where_the_cache_stays(host: Host, mod
     assert bare["wrong"][0][3] == FLUSH
 
 
+@_on()
 def test_half_written_weights_are_served_to_nobody(host: Host) -> None:
     found = host.play("held")
     refused = "WeightSyncError: verl-mtp-plugin: found a server that is asked to generate, but its weights may be half"

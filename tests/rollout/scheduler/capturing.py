@@ -74,7 +74,7 @@ def _one_rank(overlap: bool) -> Iterator[None]:
     }
     modules = [module for name in _HOMES if (module := engine.module_of(name)) is not None]
     before = [{name: vars(module)[name] for name in values if name in vars(module)} for module in modules]
-    torch.zeros = lambda *args, pin_memory=False, **kwargs: zeros(*args, **kwargs)  # type: ignore[assignment]
+    torch.zeros = lambda *args, pin_memory=False, **kwargs: zeros(*args, **kwargs)
     try:
         for module in modules:
             engine._substitute(module, **values)
@@ -127,7 +127,7 @@ class _Runners:
             enable_elastic_ep=False,
             enable_hisparse=False,
             is_hybrid_swa=False,
-            _forward_raw=lambda batch, *args: model.forward(batch) or SimpleNamespace(can_run_graph=False),
+            _forward_raw=lambda batch, *args: SimpleNamespace(can_run_graph=False, done=model.forward(batch)),
             **dict.fromkeys(("msprobe_debugger", "graph_runner", "decode_cuda_graph_runner", "eplb_manager")),
             **dict.fromkeys(("canary_manager", "gpu_id", "dp_size")),
         )
@@ -140,9 +140,10 @@ class _Model:
     def __init__(self, layers: list[Layer]) -> None:
         self.layers = layers
 
-    def forward(self, batch: Any) -> None:
+    def forward(self, batch: Any) -> bool:
         for layer in self.layers:
             layer(batch)
+        return True
 
 
 def _batch(rows: list[int]) -> Any:
@@ -188,7 +189,9 @@ def _experts_flow(module: Any, count: int, patched: bool) -> dict[str, Any]:
     def layer(index: int, chosen: tuple[int, int]) -> Layer:
         choose, logits = topk(top_k=2, layer_id=index), torch.zeros(4)
         logits[list(chosen)] = 5.0
-        return lambda batch: choose(torch.zeros(len(batch.out_cache_loc), 8), logits.repeat(len(batch.out_cache_loc), 1))
+        return lambda batch: choose(
+            torch.zeros(len(batch.out_cache_loc), 8), logits.repeat(len(batch.out_cache_loc), 1)
+        )
 
     get = module.get_global_experts_capturer
     overlap = not importlib.import_module(engine.RUNNER).get_global_server_args().disable_overlap_schedule
@@ -232,7 +235,7 @@ def distribution(patched: bool) -> dict[str, list[int]]:
     """How many forward passes and choices of experts SGLang's recorder is told of, by whose they are."""
     runner: Any = importlib.import_module(engine.RUNNER)
 
-    class Counts(runner.ExpertDistributionRecorder):  # type: ignore[misc,name-defined]
+    class Counts(runner.ExpertDistributionRecorder):
         """In the place of SGLang's own, which needs to know where experts lie on GPUs."""
 
         passes = choices = 0

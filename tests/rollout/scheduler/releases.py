@@ -13,19 +13,19 @@ from tests.contract import stacks
 from tests.rollout.answers import shared
 from tests.stack.conftest import results
 
-#: Layers that the tests demand: what the verl releases pin, and the first SGLang with weight-update sessions.
+#: Layers that the tests demand: what the verl releases pin, and all with weight-update sessions.
 PINNED: Final = stacks.SGLANG
 #: Others that the tests know; they run where a layer of them has been made.
-KNOWN: Final = ("0.5.20", "0.5.23")
+KNOWN: Final = ("0.5.20",)
 #: Releases in which SGLang's MiMo drafter can be built without a GPU.
 MIMO: Final = ("0.5.8", "0.5.12.post1")
 #: verl, SGLang, and the drafter in front of which verl's adapter is put.
 ADAPTERS: Final = tuple(
     (verl, sglang, "mimo" if sglang in MIMO else "plain")
-    for verl, sglang in (*stacks.SGLANG_PINS.items(), (stacks.VERL[-1], stacks.SGLANG[-1]))
+    for verl, sglang in (*stacks.SGLANG_PINS.items(), *((stacks.VERL[-1], later) for later in stacks.SGLANG_LATER))
 )
 #: The newest verl with what it pins, and with the newest SGLang.
-PIN, LATEST = ADAPTERS[-2:]
+PIN, LATEST = ADAPTERS[len(stacks.SGLANG_PINS) - 1], ADAPTERS[-1]
 
 
 def _made(version: str) -> bool:

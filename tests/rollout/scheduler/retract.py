@@ -118,7 +118,7 @@ def paused_loop(module: str, owner: str) -> str:
     scheduler.pp_size = scheduler.pp_loop_size = 2
     scheduler.pp_group = SimpleNamespace(is_last_rank=True, is_first_rank=True)
     scheduler.init_pp_loop_state = init_pp_loop_state
-    scheduler.recv_requests = scheduler.ingest_requests = lambda: []
+    scheduler.recv_requests = scheduler.ingest_requests = list
     scheduler.process_input_requests = lambda requests: None
     scheduler.get_next_batch_to_run = scheduler.init_pdmux = scheduled
     found = importlib.import_module(module)

@@ -8,7 +8,7 @@ import pytest
 
 from .releases import ADAPTERS, LATEST, PIN, ask
 
-SESSIONS = ("0.5.21",)
+SESSIONS = ("0.5.21", "0.5.22", "0.5.23")
 STACKS = pytest.mark.parametrize(("verl", "sglang", "drafter"), ADAPTERS)
 BEGIN, END, DESCRIBE, DIGEST = "begin_weight_update", "end_weight_update", "verl_mtp.describe", "verl_mtp.digest"
 STALE = (
@@ -193,7 +193,7 @@ def test_ranks_without_a_client_only_take_part(verl: str, sglang: str, drafter: 
     assert (found["results"], found["gathered"]) == (["ok"], 42 if drafter == "mimo" else 3)
 
 
-@pytest.mark.parametrize(("verl", "sglang", "drafter"), [ADAPTERS[1], ADAPTERS[3]])
+@pytest.mark.parametrize(("verl", "sglang", "drafter"), [ADAPTERS[1], ADAPTERS[3], ADAPTERS[-1]])
 def test_a_lora_adapter_needs_neither_session_nor_check(verl: str, sglang: str, drafter: str) -> None:
     found = of(verl, sglang, drafter)["lora"]
     assert (found["results"], found["calls"]) == (["ok"], [DESCRIBE, "lora", "flush"])

@@ -102,7 +102,7 @@ def test_a_target_alone_is_left_as_it_is(init: Any) -> None:
     capturer = Capturer()
     before = set(vars(capturer))
     assert init(SimpleNamespace(is_draft_worker=False, makes=capturer)) == "installed"
-    assert INSTALLED == [capturer]
+    assert [capturer] == INSTALLED
     assert set(vars(capturer)) == before
 
 
@@ -131,7 +131,7 @@ def guarded(init: Any) -> Capturer:
     init(SimpleNamespace(is_draft_worker=False, makes=capturer))
     for _ in range(2):  # the second drafter changes nothing
         assert init(SimpleNamespace(is_draft_worker=True, makes=Capturer())) is None
-    assert INSTALLED == [capturer]
+    assert [capturer] == INSTALLED
     return capturer
 
 

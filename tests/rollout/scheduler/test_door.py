@@ -13,6 +13,8 @@ PATCHES = {
     "0.5.8": MIXIN,
     "0.5.12.post1": [*MIXIN, "retract"],
     "0.5.21": [*MANAGER, "retract"],
+    "0.5.22": [*MANAGER, "retract"],
+    "0.5.23": [*MANAGER, "retract"],
 }
 
 

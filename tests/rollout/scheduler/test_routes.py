@@ -45,6 +45,7 @@ ROUTES: Final[dict[str, dict[str, list[bool]]]] = {
     },
     "0.5.20": SESSION | {"MultiLayerEagleWorkerV2": NONE, "NGRAMWorker": TARGET, "DFlashWorkerV2": TARGET},
     "0.5.21": SESSION,
+    "0.5.22": SESSION,
     "0.5.23": SESSION,
 }
 #: Workers whose drafter is a model of its own, which no trainer of verl's has: they are left as they are.

@@ -79,8 +79,8 @@ async def sync(servers: Servers) -> Any:
 
 @case
 async def failed_sync(servers: Servers) -> Any:
-    """Nothing is transferred; without MTP, where verl 0.9.1 sleeps deepest."""
-    server = servers.make(mtp=False)
+    """Nothing is transferred; MTP is trained and does not draft, where verl 0.9.1 sleeps deepest."""
+    server = servers.make(drafts=False)
     await step(server, "abort_all_requests")
     await step(server, "release_kv_cache")
     found: dict[str, Any] = {"released": memory(server)}

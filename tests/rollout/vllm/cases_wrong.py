@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from .cases import CASES, ask, case, memory, step
+from .cases import CASES, LONG, ask, case, memory, step
 from .server import Servers
 
 __all__ = ["CASES"]  # all of them
@@ -15,10 +15,13 @@ __all__ = ["CASES"]  # all of them
 async def guards(servers: Servers) -> Any:
     """Steps out of order."""
     server = servers.make()
+    running = asyncio.create_task(ask(server, "still", LONG))
+    for _ in range(50):
+        await asyncio.sleep(0)
     found: dict[str, Any] = {"release_while_serving": await step(server, "release_kv_cache")}
     found["resume_nothing"] = await step(server, "resume_kv_cache")
     found["untouched"] = memory(server)
-    found["serves"] = await ask(server, "still")
+    found["serves"] = await running
     await step(server, "abort_all_requests")
     found["release"] = [await step(server, "release_kv_cache") for _ in range(2)]
     found["serve_asleep"] = await step(server, "resume_generation")

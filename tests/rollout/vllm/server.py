@@ -32,7 +32,9 @@ class Servers:
     def __init__(self, folder: Path) -> None:
         self._model = toy_model.make(folder, max_position_embeddings=CONTEXT)
 
-    def make(self, mode: str = "STANDALONE", *, mtp: bool = True, node_rank: int = 0, **config: Any) -> Any:
+    def make(
+        self, mode: str = "STANDALONE", *, mtp: bool = True, drafts: bool = True, node_rank: int = 0, **config: Any
+    ) -> Any:
         """A server after its launch: with an engine, except on further nodes."""
         from verl.workers.config import HFModelConfig, RolloutConfig
         from verl.workers.config.model import MtpConfig
@@ -42,7 +44,9 @@ class Servers:
         rollout = RolloutConfig(
             **{
                 "name": "vllm",
-                "mtp": MtpConfig(enable=mtp, enable_rollout=mtp, num_speculative_tokens=DRAFTS_PER_STEP, method="mtp"),
+                "mtp": MtpConfig(
+                    enable=mtp, enable_rollout=mtp and drafts, num_speculative_tokens=DRAFTS_PER_STEP, method="mtp"
+                ),
                 "tensor_model_parallel_size": 1,
                 "data_parallel_size": 1,
                 "load_format": "auto",
@@ -65,7 +69,7 @@ class Servers:
             cuda_visible_devices="0",
         )
         if node_rank == 0:
-            speculative = SimpleNamespace(num_speculative_tokens=DRAFTS_PER_STEP) if mtp else None
+            speculative = SimpleNamespace(num_speculative_tokens=DRAFTS_PER_STEP) if mtp and drafts else None
             vllm_config = SimpleNamespace(speculative_config=speculative)
             server.engine = module.AsyncLLM.from_vllm_config(
                 vllm_config=vllm_config, disable_log_stats=rollout.disable_log_stats

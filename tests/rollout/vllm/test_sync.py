@@ -69,7 +69,7 @@ def test_steps_out_of_order(verl: str, vllm: str) -> None:
     assert found["resume_nothing"] == {"resumed": []}
     assert found["untouched"] == {"asleep": [], "weights": OLD, "calls": [], "dead": ""}
     assert found["serves"]["reason"] == "completed"
-    assert "asked to serve without kv_cache; expected resume_kv_cache" in found["serve_asleep"]
+    assert found["serve_asleep"] is None  # it serves when its cache is back
     assert [answer["released"] for answer in found["release"]] == [["kv_cache"]] * 2
     assert found["resume"] == [{"resumed": ["kv_cache"]}, {"resumed": []}]
     # A second release asks the engine for nothing, and a sync after a failed one for all.

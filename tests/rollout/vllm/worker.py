@@ -16,12 +16,8 @@ from verl_mtp_plugin.patching import PatchEngine
 from verl_mtp_plugin.rollout.vllm.hooks import PATCHES
 from verl_mtp_plugin.settings import Mode, Settings
 
-from . import (
-    cases_wrong,  # noqa: F401  (its cases are among CASES)
-    server,
-)
-from .cases import outcome
-from .cases_feed import CASES
+from . import cases_feed, cases_orders, cases_wrong, server  # noqa: F401  (their cases are among CASES)
+from .cases import CASES, outcome
 
 
 async def run_all(servers: server.Servers) -> dict[str, Any]:

@@ -6,6 +6,7 @@ data: light to import, since it is armed at ``import verl``.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -71,7 +72,8 @@ async def _settle(feed: Any, adapter: Any, layers: int = 1) -> bool:
 async def _engine(adapter: Any) -> Any:
     """The HTTP client of this worker's SGLang server; None on ranks that have none."""
     init = adapter._init_server_adapter
-    looks = "get_local_rank" in init.__func__.__code__.co_names  # not in verl's git before ea042c2e4: its callers do
+    code: Any = inspect.unwrap(init).__code__
+    looks = "get_local_rank" in code.co_names  # not in verl's git before ea042c2e4: its callers do
     if not looks and adapter.device_mesh["infer_tp"].get_local_rank() != 0:
         return None
     await init()

@@ -221,7 +221,7 @@ PATCHES: Final[tuple[Patch, ...]] = (
         target=Target(RUNNER, "ModelRunner.load_model"),
         reason="a drafter's forward passes are recorded as the target's: routed experts, indexer top-k, and the "
         "expert distribution by which EPLB places experts",
-        upstream="SGLang 0.5.21 for the routed experts; some drafters leave the expert distribution alone by themselves",
+        upstream="SGLang 0.5.21 for the routed experts; some drafters leave the distribution alone by themselves",
         decide=_decide_load,
         build=around(load_model),
     ),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ...errors import WeightSyncError
+from ...view import View
 
 POLL_S: Final = 0.05
+#: Where SGLang's tokenizer manager keeps what asks the schedulers of all data-parallel ranks (0.5.6 to 0.5.23).
+_COMMUNICATOR: Final = "flush_cache_communicator"
 
 #: Calls that nobody waits for any more and that have not ended; asyncio itself keeps none of its tasks alive.
 _left: Final[set[asyncio.Future[Any]]] = set()
@@ -87,7 +90,7 @@ async def drain(
 
 
 async def patience(manager: Any, limit_s: float, *, retracted: bool = False) -> float:
-    """:func:`drain` for a job without MTP: the seconds that were waited, and whether for long enough SGLang will say."""
+    """:func:`drain` for a job without MTP: the seconds that were waited; whether for long enough, SGLang will say."""
     start = asyncio.get_running_loop().time()
     try:
         return await drain(manager, limit_s, retracted=retracted)
@@ -99,7 +102,24 @@ async def _is_idle(manager: Any, limit_s: float, retracted: bool) -> bool:
     # A request that is past the door, and perhaps not sent yet, holds this lock until it has its answer.
     if not retracted and await manager.model_update_lock.is_locked():
         return False
-    return bool((await answered(manager.flush_cache(), limit_s, "flush_cache", DRAIN_LIMIT)).success)
+    return bool((await answered(_flush(manager), limit_s, "flush_cache", DRAIN_LIMIT)).success)
+
+
+def _flush(manager: Any) -> Awaitable[Any]:
+    """SGLang's ``flush_cache``, which hears every data-parallel rank's scheduler and answers for the first of them.
+
+    With attention in data parallel each rank has requests of its own, and a release asserts that it is idle. So the
+    first answer that it is given is one that refuses, if there is one.
+    """
+    ask = getattr(manager, _COMMUNICATOR, None)
+    if ask is None:
+        return cast("Awaitable[Any]", manager.flush_cache())
+
+    async def refusals_first(request: Any) -> list[Any]:
+        return sorted(await ask(request), key=lambda answer: bool(answer.success))
+
+    flush = type(manager).flush_cache
+    return cast("Awaitable[Any]", flush(View(manager, **{_COMMUNICATOR: refusals_first})))
 
 
 def in_flight(manager: Any) -> int:

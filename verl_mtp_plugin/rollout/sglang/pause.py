@@ -151,4 +151,3 @@ def memory_for(server: Any) -> Memory:
 def message(name: str, **fields: Any) -> Any:
     """A message of SGLang's."""
     return getattr(importlib.import_module(_IO), name)(**fields)
-

@@ -7,6 +7,7 @@ scheduler process sees of the same by itself it refuses again: it may have been 
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 from collections.abc import Callable
@@ -76,6 +77,7 @@ def _check_drafter(server_args: Any) -> None:
     for argument, patch_id in capturers.INSTALL.items():
         if not getattr(server_args, argument, False):
             continue
+        importlib.import_module(capturers.RUNNER)  # what becomes of a patch is known when its module is there
         for needed in (patch_id, capturers.FORWARD):
             _require(needed, argument)
         if moves_accepted(server_args):

@@ -89,7 +89,7 @@ def _of_the_engine(scheduler: Any, arguments: Any) -> str | None:
         if ignores_pause(getattr(scheduler, loop, None)):
             return f"SGLang's {loop}, in which this engine runs ({_why(loop)}), goes on while the engine is paused"
     if getattr(arguments, "enable_dp_attention", False) and getattr(arguments, LOCAL_CONTROL, False):
-        return f"each data-parallel rank takes the pause at a step of its own, and waits for the others ({LOCAL_CONTROL})"
+        return f"data-parallel ranks take the pause at steps of their own, and wait for each other ({LOCAL_CONTROL})"
     for argument, loss in RECORDED.items():
         if getattr(arguments, argument, False):
             return f"{loss} ({argument})"

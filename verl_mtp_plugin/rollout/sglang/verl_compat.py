@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Awaitable, Callable
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 from ...environment import Environment
+from ...errors import UnsupportedError
 from ...patching import Patch, PatchSet, Target, Verdict, applicable, not_needed, unsupported
 from ..acceptance_hooks import SGLANG_SERVER
+from ..coroutines import around_async
 from .session import BEGIN, END
 
 CLIENT: Final = "verl.workers.rollout.sglang_rollout.http_server_engine"
+#: SGLang's switches, and the one for its server in Rust (0.5.20 and later; off by default).
+ENVIRONMENT: Final = "sglang.srt.environ"
+RUST: Final = "SGLANG_RUST_SERVER"
 _ABSTRACT: Final = "__abstractmethods__"
 #: What msgspec's structs have where dataclasses have their fields.
 _STRUCT: Final = "__struct_fields__"
@@ -68,6 +74,39 @@ def _names(code: Any) -> set[str]:
     """Global and attribute names of a function and of what is defined in it (before 3.12, comprehensions too)."""
     inner = (constant for constant in code.co_consts if inspect.iscode(constant))
     return set(code.co_names).union(*map(_names, inner))
+
+
+async def launch_server(original: Callable[..., Awaitable[Any]], server: Any, *args: Any, **kwargs: Any) -> Any:
+    """verl's, refused before a model is loaded for a server that verl cannot use.
+
+    Raises:
+        UnsupportedError: SGLang's Rust server is asked for, which has no tokenizer manager in Python.
+    """
+    flag = _rust_server()
+    if flag is not None and flag.get():
+        raise UnsupportedError(
+            found=f"{RUST}, with which SGLang has no tokenizer manager in Python",
+            expected="SGLang's server in Python, the only one that verl can talk to",
+            advice=f"Unset {RUST}.",
+        )
+    return await original(server, *args, **kwargs)
+
+
+def decide_launch(environment: Environment, module: ModuleType) -> Verdict:
+    """Whether this SGLang has a server in Rust."""
+    if _rust_server() is None:
+        return not_needed("this SGLang has no server in Rust")
+    if not inspect.iscoroutinefunction(inspect.unwrap(module.SGLangHttpServer.launch_server)):
+        return unsupported(
+            found="SGLangHttpServer.launch_server that is no coroutine function",
+            expected="async def",
+            advice=f"do not set {RUST}",
+        )
+    return applicable()
+
+
+def _rust_server() -> Any:
+    return getattr(getattr(sys.modules.get(ENVIRONMENT), "envs", None), RUST, None)
 
 
 # -- the client: methods that SGLang's EngineBase demands --------------------------------------------------------------
@@ -163,6 +202,16 @@ PATCHES: Final[tuple[Patch | PatchSet, ...]] = (
         upstream="no verl up to 0.9.1 asks otherwise; delete when the oldest supported one does",
         decide=decide_fields,
         build=_with_structs,
+        absent_ok=True,
+    ),
+    Patch(
+        id="rollout.sglang.compat.launch",
+        target=Target(SGLANG_SERVER, "SGLangHttpServer.launch_server"),
+        reason=f"with {RUST} verl's server ends in AttributeError: 'NoneType' object has no attribute 'server_status', "
+        "after the model was loaded",
+        upstream="no verl up to 0.9.1 knows the switch; delete when verl refuses it",
+        decide=decide_launch,
+        build=around_async(launch_server),
         absent_ok=True,
     ),
     PatchSet(

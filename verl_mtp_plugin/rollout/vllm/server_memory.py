@@ -10,7 +10,7 @@ from typing import Any, Final
 from ... import runtime
 from ...errors import WeightSyncError
 from . import kv_cache, memory
-from .control import control_of, is_closed, name_of, pauses_in_core, uses_mtp
+from .control import busy, close, control_of, is_closed, name_of, pauses_in_core, uses_mtp
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ async def release_kv_cache(original: Any, server: Any, *args: Any, **kwargs: Any
         what verl returns.
 
     Raises:
-        WeightSyncError: the server is not paused, or not empty in time: nothing was released. Or vLLM failed.
+        WeightSyncError: the server has requests and is not paused, or is not empty in time: nothing was released. Or
+            vLLM failed.
     """
     if not uses_mtp(server):
         return await original(server, *args, **kwargs)
@@ -76,6 +77,13 @@ def _failing(server: Any, step: str) -> Iterator[None]:
 
 
 async def _require_pause(server: Any) -> None:
+    """A server that nobody has paused and that has nothing to do is paused until its cache is back."""
+    if not is_closed(server) and not busy(server):
+        await close(server)
+        if pauses_in_core(server.engine):
+            await server.engine.pause_generation(clear_cache=False)
+        control_of(server).wanted_open = True
+        return
     if not is_closed(server):
         raise WeightSyncError(
             replicas=(name_of(server),),
