@@ -127,6 +127,58 @@ def test_environment_yaml_and_command_line_are_read_alike(run_stack: RunStack) -
     assert results(run_stack(DOORS)) == ["['010', '0b1', '0x10', '1:30', '1__0']", "True"]
 
 
+SEVERAL = """
+    import verl
+    from verl.workers.config.model import MtpConfig
+    from verl_mtp_plugin import runtime
+
+    def show(make):
+        try:
+            made = make()
+        except Exception as error:
+            made = type(error).__name__, "(auto, loss=total_variation) and the other for (strict)" in str(error)
+        print("=>", runtime.settings(), *(made if isinstance(made, tuple) else ()))
+        return made
+
+    show(lambda: MtpConfig(enable=True, plugin={"loss": "total_variation"}) and None)
+    show(lambda: MtpConfig(enable=True) and None)
+    actor = show(lambda: MtpConfig(enable=True, plugin={"loss": "total_variation"}))
+    reference = show(lambda: MtpConfig(enable=False))  # as verl's workers make one
+    critic = show(lambda: MtpConfig(enable=False, plugin={"los": 1}))
+    show(lambda: MtpConfig(enable=True, plugin="strict"))
+"""
+
+
+@pytest.mark.parametrize("verl", [VERL[0], VERL[-1]])
+def test_several_configs_in_one_process(run_stack: RunStack, verl: str) -> None:
+    """tests/unit/test_switch.py has the whole table; here verl's own class, of which we must know when it is gone."""
+    ours = "auto, loss=total_variation"
+    assert results(run_stack(SEVERAL, verl=verl)) == [ours, "auto", ours, ours, ours, f"{ours} SettingsError True"]
+
+
+MISTAKES = {"VERL_MTP_PLUGIN_LOS": "total_variation", "VERL_MTP_PLUGIN": "atuo"}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_the_environment_on_verls_own_config(run_stack: RunStack, name: str) -> None:
+    """Off in the config works beside it, without MTP nobody minds, and a job with MTP ends by its name."""
+    code = COMPOSE.format(overrides=[ENABLE, FLAG + "off"])
+    code += """
+    from verl.workers.config.model import MtpConfig
+    MtpConfig(enable=False)
+    try:
+        MtpConfig(enable=True)
+    except Exception as error:
+        print("=>", type(error).__name__, error)
+    """
+    done = run_stack(code, verl=VERL[-1], **{name: MISTAKES[name]})
+    *lines, refused = results(done)
+    assert lines == ["off", "verl.workers.config.model True off", "off", "off False"]
+    assert refused.startswith("SettingsError verl-mtp-plugin: found ")
+    assert name in refused
+    assert done.stderr.count("Until then verl works as released here") == 1
+
+
 OFF_LATE = """
     import megatron.core.models.gpt.gpt_model as gpt
     before = dict(vars(gpt.GPTModel))
