@@ -25,6 +25,9 @@ SHOWN: Final = {
     "retract": "12 long requests in flight, `sync_requests=retract`, three syncs",
     "retract_logprobs": "the same with log-probs",
     "retract_burst": "96 requests of which 64 fit, `retract`, four syncs one after the other",
+    "kept_cache": "`free_cache_engine=False`, 12 long requests in flight, ten syncs, in a run of its own on 2026-11-28 "
+    "(`--phases kept_cache --bucket-mib 256 --utilization 0.4`); the race that ends SGLang's scheduler was not lost "
+    "without the plugin either, while on a CPU a delayed step loses it each time",
 }
 STEPS: Final = ("pause_s", "drain_s", "kv_release_s", "transfer_s", "kv_resume_s", "seconds")
 Document = dict[str, Any]
