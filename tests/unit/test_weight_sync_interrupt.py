@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CALLERS = ("blocking", "awaited", "under_a_loop")
 #: Imports and exit, on a machine that is busy with others.
 SLACK_S = 8.0
+#: A process that hears nothing would run for ever.
+LIMIT_S = 60.0
 UNDONE = "nothing is left half done. No weight was written: all other replicas serve their old weights again."
 
 
@@ -30,7 +33,13 @@ class Process:
     def __init__(self, step: str, caller: str) -> None:
         command = [sys.executable, "-m", "tests.unit.interrupted_sync", step, caller]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+        # A shell's background job ignores SIGINT, and so would the child of a test that runs in one.
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, preexec_fn=_hears_interrupts
+        )
+        self._watch = threading.Timer(LIMIT_S, self._process.kill)
+        self._watch.daemon = True
+        self._watch.start()
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
 
@@ -48,11 +57,16 @@ class Process:
         """Exit status, seconds, what it said, and its traceback's last line."""
         start = time.monotonic()
         try:
-            said, errors = self._process.communicate(timeout=60)
+            said, errors = self._process.communicate(timeout=LIMIT_S)
         finally:
+            self._watch.cancel()
             self._process.kill()
         lines = [line for line in errors.splitlines() if re.match(r"\w*(Error|Interrupt)", line)]
         return self._process.returncode, time.monotonic() - start, said, lines[-1] if lines else errors
+
+
+def _hears_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def interrupted(step: str, caller: str) -> dict[str, Any]:
