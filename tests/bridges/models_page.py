@@ -30,6 +30,8 @@ def render(document: dict[str, Any]) -> str:
         reasons(document),
         "## Mended by this plugin",
         mends(document),
+        "Virtual pipelining with MTP needs Megatron-Bridge: mbridge does not tell MTP layers on which virtual stage "
+        "they are, and is refused there.",
         "## Known since",
         "The first release of each bridge known to do a family's MTP, which the error messages advise.",
         since(document),

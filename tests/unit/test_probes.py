@@ -45,7 +45,7 @@ PROBES = {name: node for name, node in functions() if any(map(reads_code, own_no
 
 
 def test_the_probes_are_found() -> None:
-    assert {"rollout/ranks.py:_upstream_waits", "rollout/sglang/scheduler.py:can_retract"} <= PROBES.keys()
+    assert {"rollout/ranks.py:_upstream_waits", "rollout/sglang/retraction.py:_names"} <= PROBES.keys()
     assert len(PROBES) >= 15
 
 

@@ -25,7 +25,8 @@ GUARDED = {
     "megatron.core.models.gpt.gpt_layer_specs:HAVE_TE": "mbridge.probe: what it cannot ask it leaves unknown",
     "megatron.core.parallel_state:set_pipeline_model_parallel_rank": "mbridge.probe",
     "megatron.core.parallel_state:set_pipeline_model_parallel_world_size": "mbridge.probe",
-    "sglang.srt.managers.scheduler:Scheduler": "can_retract: asked by the user's option, a refusal if it is not there",
+    "megatron.core.parallel_state:get_virtual_pipeline_model_parallel_world_size": "mbridge.probe",
+    "megatron.core.parallel_state:set_virtual_pipeline_model_parallel_world_size": "mbridge.probe",
 }
 
 

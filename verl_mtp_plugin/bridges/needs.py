@@ -20,6 +20,12 @@ _PLAN: Final = (
     Needs(f"{MODEL_BRIDGE}.build_conversion_tasks", positional=3),
     Needs(f"{MODEL_BRIDGE}._megatron_global_param_names_all_pp_ranks", positional=2),
 )
+#: For the comparison of the stages' embeddings (:mod:`.weights.copies`).
+_COPIES: Final = (
+    Needs("megatron.core.parallel_state:get_pipeline_model_parallel_world_size", positional=0),
+    Needs("megatron.core.parallel_state:get_tensor_model_parallel_rank", positional=0),
+    Needs("megatron.core.parallel_state:get_data_parallel_rank", keywords=("with_context_parallel",)),
+)
 #: For the names in a distributed checkpoint (:mod:`.weights.resuming`).
 _CHECKPOINT: Final = (
     Needs("megatron.core.dist_checkpointing:ShardedTensor", attributes=("key",)),
@@ -37,8 +43,9 @@ NEEDS: Final[dict[str, tuple[Needs, ...]]] = {
         ),
     ),
     "bridge.load_megatron_bridge": _PLAN,
-    "bridge.export_megatron_bridge": _PLAN,
-    "bridge.save_megatron_bridge": _PLAN,
+    "bridge.export_mbridge": _COPIES,
+    "bridge.export_megatron_bridge": (*_PLAN, *_COPIES),
+    "bridge.save_megatron_bridge": (*_PLAN, *_COPIES),
     "bridge.checkpoint": _CHECKPOINT,
     "bridge.dist_weights": (*_CHECKPOINT, _UNWRAP),
     "bridge.dist_weights_legacy": (*_CHECKPOINT, _UNWRAP),

@@ -42,7 +42,7 @@ def trains_mtp(engine_class: type) -> bool:
     answer = getattr(engine_class, ANSWER, None)
     if answer is not None:
         return bool(answer)
-    return any(_MTP.search(name) for function in _functions(engine_class) for name in _identifiers(function.__code__))
+    return any(_MTP.search(name) for function in _functions(engine_class) for name in _words(function))
 
 
 def _functions(engine_class: type) -> Iterator[FunctionType]:
@@ -57,7 +57,7 @@ def _functions(engine_class: type) -> Iterator[FunctionType]:
         known.add(function)
         yield function
         home = function.__module__.rpartition(".")[0] or function.__module__
-        called = (function.__globals__.get(name) for name in _identifiers(function.__code__))
+        called = (function.__globals__.get(name) for name in _words(function))
         found += [inner for inner in called if isinstance(inner, FunctionType) and inner.__module__.startswith(home)]
 
 
@@ -67,6 +67,10 @@ def _as_functions(value: Any) -> list[FunctionType]:
     else:
         parts = [getattr(value, "__func__", getattr(value, "func", value))]  # class and static methods, cached ones
     return [inspect.unwrap(part) for part in parts if isinstance(part, FunctionType)]
+
+
+def _words(function: FunctionType) -> Iterator[str]:
+    return _identifiers(inspect.unwrap(function).__code__)
 
 
 def _identifiers(code: CodeType) -> Iterator[str]:

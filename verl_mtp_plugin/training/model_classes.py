@@ -11,9 +11,10 @@ states with the MTP loss attached.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from inspect import Parameter, Signature, signature, unwrap
+from inspect import Parameter, Signature, signature
 from typing import Any, Final
 
 import torch
@@ -90,7 +91,7 @@ def _forward(original: Callable[..., Any], model: Any, call: dict[str, Any]) -> 
 @functools.lru_cache(maxsize=8)
 def _handed_to_mtp(forward: Callable[..., Any]) -> frozenset[str] | None:
     """The keywords with which upstream's ``forward`` calls its MTP block; None if its code does not show them."""
-    constants = unwrap(forward).__code__.co_consts
+    constants = inspect.unwrap(forward).__code__.co_consts
     return next((frozenset(c) for c in constants if isinstance(c, tuple) and set(c) >= MTP_CALL), None)
 
 
