@@ -47,7 +47,7 @@ def run_worker(script: str, megatron_core: str, arguments: list[str], seconds: f
 
 
 def prepare(megatron_core: str, device: str) -> tuple[Any, dict[str, str]]:
-    """Plugin active, Megatron initialised, PyTorch at its defaults for speed; device and versions."""
+    """Plugin active, Megatron initialized, PyTorch at its defaults for speed; device and versions."""
     import torch
 
     from tests.contract.process import prepare as prepare_process

@@ -126,7 +126,7 @@ class Bench:
         def run() -> None:
             cuts = self.cuts
             (self.model._postprocess(**call).sum() * 0).backward()
-            assert self.cuts == cuts + 1, "the policy's own logits were not recognised"
+            assert self.cuts == cuts + 1, "the policy's own logits were not recognized"
             assert joined.grad is not None, "no MTP loss was attached"
 
         return Contender(run, before)

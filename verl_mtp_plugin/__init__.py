@@ -37,7 +37,7 @@ def activate(settings: Settings | Mapping[str, Any] | str | None = None) -> Patc
 
 
 def deactivate() -> None:
-    """Take every patch back. Live model instances lose the plugin's behaviour with their class.
+    """Take every patch back. Live model instances lose the plugin's behavior with their class.
 
     Raises:
         ForeignPatchError: somebody patched on top of us; everything else has been restored.

@@ -3,16 +3,24 @@
 A package registers a module or object with hook implementations under the entry-point group ``verl_mtp_plugin``; the
 built-in patch sets use the same door::
 
-    # entry_points.txt
-    [verl_mtp_plugin]
-    my_lab = my_lab.verl_mtp_hooks
+    # pyproject.toml
+    [project.entry-points.verl_mtp_plugin]
+    my_lab = "my_lab.verl_mtp_hooks"
 
     # my_lab/verl_mtp_hooks.py
     from verl_mtp_plugin.hookspecs import hookimpl
+    from verl_mtp_plugin.patching import Patch, Target, applicable
+
+    def decide(environment, module):  # looks at the module; also not_needed(...) or unsupported(...)
+        return applicable()
+
+    def build(original):  # returns the replacement
+        return original
 
     @hookimpl
-    def verl_mtp_patches(environment):
-        return [Patch(...)]
+    def verl_mtp_patches(environment):  # one function of this name in a module
+        target = Target("my_lab.module", "MyClass.method")
+        return [Patch("my_lab.my_patch", target, "the symptom", "when to delete it", build, decide)]
 
 A model class that runs MTP in a method of its own is described as data, and turned into patches the same way::
 
@@ -49,7 +57,8 @@ tensors are named, and with which toy config the bridges are asked about it by `
                 mtp_prefixes=("model.layers.{layers}.",),  # {layers}: the number of the trunk's layers
                 copies=("embed_tokens.weight",),  # of the trunk's tensors, which the checkpoint may hold besides
                 since={"megatron-bridge": "0.7.0"},  # for advice in error messages
-                sample={"architectures": ["MyModelForCausalLM"], "model_type": "my_model", "hidden_size": 32, ...},
+                # and whatever else the bridge reads
+                sample={"architectures": ["MyModelForCausalLM"], "model_type": "my_model", "hidden_size": 32},
             )
         ]
 

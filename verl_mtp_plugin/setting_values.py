@@ -27,7 +27,7 @@ from .errors import SettingsError, shown
 LOSSES: Final = ("cross_entropy", "soft_cross_entropy", "total_variation")
 #: Values of ``clip_grad`` that are no number; ``auto`` is one of ``check_drafter`` too.
 AUTO, JOINT = "auto", "joint"
-#: What to do about MTP weights that a Hugging Face checkpoint lacks: raise, or start from Megatron's initialisation.
+#: What to do about MTP weights that a Hugging Face checkpoint lacks: raise, or start from Megatron's initialization.
 MISSING_WEIGHTS: Final = ("error", "random")
 #: What becomes of requests in flight when a weight sync begins.
 REQUESTS: Final = ("abort", "retract")

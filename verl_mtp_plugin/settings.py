@@ -74,7 +74,7 @@ class Settings:
     #: Largest norm of the MTP parameters' gradient, apart from the policy's; "auto": the policy's limit, apart if
     #: detach_encoder is set and with the policy otherwise; "joint": one norm over everything, as Megatron does.
     clip_grad: float | str = AUTO
-    #: MTP weights that a Hugging Face checkpoint lacks: raise, or start from Megatron's initialisation.
+    #: MTP weights that a Hugging Face checkpoint lacks: raise, or start from Megatron's initialization.
     missing_weights: str = MISSING_WEIGHTS[0]
     #: Requests in flight when a weight sync begins: "abort" ends them, "retract" continues them after it.
     sync_requests: str = REQUESTS[0]

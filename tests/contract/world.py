@@ -1,4 +1,4 @@
-"""What a cell's checks run in: the device, how MTP is asked for, and how a model's behaviour is measured."""
+"""What a cell's checks run in: the device, how MTP is asked for, and how a model's behavior is measured."""
 
 from __future__ import annotations
 

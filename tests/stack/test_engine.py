@@ -188,7 +188,7 @@ def test_clipping_with_the_policy_changes_it(found: Results) -> None:
     assert first["grad_norm"] == pytest.approx(math.hypot(alone["grad_norm"], first["mtp/grad_norm"]), rel=1e-5)
 
 
-def test_both_normalisations_mean_the_same(found: Results) -> None:
+def test_both_normalizations_mean_the_same(found: Results) -> None:
     """calculate_per_token_loss: Megatron sums gradients and divides once, by tokens that verl counts."""
     per_token = found[replace(REFERENCE, per_token=True)]
     assert per_token["policy_equal"]

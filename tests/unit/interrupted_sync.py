@@ -20,7 +20,7 @@ from verl_mtp_plugin.rollout.interrupt import Interrupt
 from verl_mtp_plugin.rollout.manager import _ended
 from verl_mtp_plugin.rollout.states import StateMirror
 from verl_mtp_plugin.rollout.transfer import _in_thread
-from verl_mtp_plugin.rollout.weight_sync import synchronise
+from verl_mtp_plugin.rollout.weight_sync import synchronize
 
 from .rollout_servers import Cluster, Fault, Server, options
 
@@ -98,7 +98,7 @@ def main(step: str, caller: str) -> None:
     transfer = Transfer(cluster, {"transfer": ENDLESS_S, "transfer that ends": SHORT_S}.get(step, 0.0))
     if caller == "blocking":
         interrupt.begin()
-    sync = synchronise(cluster.servers, transfer, options(), mirror, interrupt)
+    sync = synchronize(cluster.servers, transfer, options(), mirror, interrupt)
     try:
         CALLERS[caller](_ended(sync, interrupt))
     finally:

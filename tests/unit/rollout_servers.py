@@ -39,7 +39,7 @@ class ViolationError(AssertionError):
 
 
 class Cluster:
-    """All servers of a manager, and what is watched while they are synchronised."""
+    """All servers of a manager, and what is watched while they are synchronized."""
 
     def __init__(self, size: int, *, step: int = 0) -> None:
         self.servers = [Server(self, rank, step) for rank in range(size)]

@@ -83,8 +83,14 @@ def test_the_contract_matrix() -> None:
 
     failed = [cell["off"]["required"]["failed"] for cell in cells]
     right = sum(not any(name.startswith(TRAINING) for name in names) for names in failed)
-    assert says(f"of {len(cells)} pairs of verl and megatron-core releases, verl's own patch passes all our checks of")
-    assert says(f"training on {right}.")
+    most = max(len(cell["off"]["required"]["passed"]) for cell in cells)
+    assert most < total
+    assert says(f"of {len(cells)} pairs of verl and megatron-core releases, verl as released passes all {total} of")
+    assert says(
+        f"on none (at most {most}), and all those that train on {right} (verl 0.9.0 and 0.9.1 with megatron-core"
+    )
+    whole = [cell for cell, names in zip(cells, failed) if not any(name.startswith(TRAINING) for name in names)]
+    assert {(cell["verl"], cell["megatron_core"]) for cell in whole} == {("0.9.0", "0.16.1"), ("0.9.1", "0.16.1")}
     crashes = sum("train_logits" in names for names in failed)
     assert says(f"crashes on {crashes} of {len(cells)} pairs of releases")
     assert says(f"`TypeError` on {sum('labels_none_train' in names for names in failed)} pairs")
@@ -128,9 +134,12 @@ def test_costs_in_verls_engine() -> None:
 
     recompute = {name: seconds(name, "recompute") for name in ("no_mtp", "released", "plugin")}
     step = {name: seconds(name, "step") for name in recompute}
-    assert says(f"{recompute['released']:.2f} s ({recompute['no_mtp']:.2f} s without MTP): packing takes time")
+    assert says(f"{recompute['released']:.2f} s ({recompute['no_mtp']:.2f} s without MTP): packing time grows")
     saved, packing = recompute["released"] - recompute["plugin"], recompute["no_mtp"] - recompute["plugin"]
-    assert says(f"{recompute['plugin']:.2f} s. Of the {saved:.2f} s saved some {packing:.2f} s are packing's")
+    assert says(
+        f"{recompute['plugin']:.2f} s. Of the {saved:.2f} s saved about {packing:.2f} s come from faster packing"
+    )
+    assert says(f"({recompute['no_mtp']:.3f} s less {recompute['plugin']:.3f} s)")
     assert says(f"{step['plugin']:.2f} s instead of {step['released']:.2f} s ({step['no_mtp']:.2f} s without MTP)")
     assert says(f"{variants['no_mtp']['parameters'] / 1e6:.0f}M parameters")
 

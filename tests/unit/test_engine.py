@@ -236,7 +236,7 @@ def test_what_raises_is_recorded_and_the_import_goes_on(
     assert "boom" in caplog.text
 
 
-def test_a_half_initialised_module_waits(module: str, write: Callable[[str, str], Path]) -> None:
+def test_a_half_initialized_module_waits(module: str, write: Callable[[str, str], Path]) -> None:
     """The engine is armed from within the body of the module that it waits for, as VERL_USE_EXTERNAL_MODULES does."""
     name = module + "_half"
     write(f"{name}.py", f"import {name}_arm\ndef function(): return 'function'\n")

@@ -11,7 +11,7 @@ import pytest
 from verl_mtp_plugin.errors import MtpPluginError, WeightSyncError
 from verl_mtp_plugin.rollout.report import SyncReport
 from verl_mtp_plugin.rollout.states import ReplicaState, StateMirror
-from verl_mtp_plugin.rollout.weight_sync import synchronise
+from verl_mtp_plugin.rollout.weight_sync import synchronize
 
 from .rollout_servers import KV_BYTES, Cluster, Fault, Server, options
 from .rollout_transfer import Attempt, Ends, Trainer
@@ -31,7 +31,7 @@ class Job:
 
     async def _main(self) -> SyncReport:
         try:
-            return await synchronise(self.servers, self.trainer, self.options, self.mirror)
+            return await synchronize(self.servers, self.trainer, self.options, self.mirror)
         finally:
             await self.cluster.settled()
 
@@ -248,7 +248,7 @@ def test_one_sync_at_a_time() -> None:
     job = Job()
 
     async def main() -> list[Any]:
-        syncs = [synchronise(job.servers, job.trainer, job.options, job.mirror) for _ in range(2)]
+        syncs = [synchronize(job.servers, job.trainer, job.options, job.mirror) for _ in range(2)]
         return await asyncio.gather(*syncs, return_exceptions=True)
 
     first, second = run(main())
@@ -290,7 +290,7 @@ def test_the_error_of_a_cancelled_sync_names_who_failed_and_not_who_was_left_wai
     job.servers[1].faults["drain"] = [Fault.SILENT]
 
     async def main() -> None:
-        await asyncio.wait_for(synchronise(job.servers, job.trainer, job.options, job.mirror), timeout=5)
+        await asyncio.wait_for(synchronize(job.servers, job.trainer, job.options, job.mirror), timeout=5)
 
     with pytest.raises(WeightSyncError) as caught:
         run(main())

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from verl_mtp_plugin.errors import WeightSyncError
 from verl_mtp_plugin.rollout.states import ReplicaState, StateMirror
-from verl_mtp_plugin.rollout.weight_sync import synchronise
+from verl_mtp_plugin.rollout.weight_sync import synchronize
 
 from .rollout_servers import Cluster, Fault, Server, options
 from .rollout_transfer import Attempt, Ends, Trainer
@@ -43,7 +43,7 @@ PLANS = st.builds(
 
 
 class WeightSyncs(RuleBasedStateMachine):
-    """A job that synchronises again and again. The servers check every instant, :meth:`sync` checks every end."""
+    """A job that synchronizes again and again. The servers check every instant, :meth:`sync` checks every end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class WeightSyncs(RuleBasedStateMachine):
         cluster = self.cluster
         cluster.calls = 0
         wanted = options(free_cache_engine=self.releases, retries=self.retries, version=self.step)
-        cluster.caller = asyncio.ensure_future(synchronise(cluster.servers, trainer, wanted, self.mirror))
+        cluster.caller = asyncio.ensure_future(synchronize(cluster.servers, trainer, wanted, self.mirror))
         outcome: Any = (await asyncio.gather(cluster.caller, return_exceptions=True))[0]
         cluster.caller = None
         await cluster.settled()
@@ -128,7 +128,7 @@ def cancelled_at(calls: Iterable[int], *attempts: Attempt) -> tuple[BaseExceptio
     trainer = Trainer(cluster, 1, *attempts)
 
     async def main() -> BaseException | None:
-        cluster.caller = asyncio.ensure_future(synchronise(cluster.servers, trainer, options(version=1), StateMirror()))
+        cluster.caller = asyncio.ensure_future(synchronize(cluster.servers, trainer, options(version=1), StateMirror()))
         outcome: Any = (await asyncio.gather(cluster.caller, return_exceptions=True))[0]
         await cluster.settled()
         return outcome if isinstance(outcome, BaseException) else None
@@ -159,7 +159,7 @@ def test_cancelled_again_and_again() -> None:
 def test_a_cancelled_sync_does_not_wait_for_a_server_that_is_silent(call: str) -> None:
     cluster = Cluster(2)
     cluster.servers[1].faults[call] = [Fault.SILENT]
-    sync = synchronise(cluster.servers, Trainer(cluster, 1), options(), StateMirror())
+    sync = synchronize(cluster.servers, Trainer(cluster, 1), options(), StateMirror())
 
     async def main() -> float:
         start = asyncio.get_running_loop().time()

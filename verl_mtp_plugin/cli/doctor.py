@@ -21,6 +21,7 @@ from ..imported import checkout
 from ..patching.patch import BROKEN, Decision
 from ..tested import STOOD_IN, TESTED
 
+_OTHER_PYTHON = "run verl-mtp with the Python of your training job"
 #: The child prints its JSON after this line, since the imported packages print as they please.
 MARKER = "verl-mtp-plugin report:"
 #: And this before each module that it imports.
@@ -118,7 +119,7 @@ def _version_notes(installed: list[Installed]) -> list[str]:
     versions = {item.name: item.version for item in installed}
     for name in ("verl", "megatron-core"):
         if versions[name] is None:
-            notes.append(f"{name} is not installed in this environment ({sys.prefix})")
+            notes.append(f"{name} is not installed in this environment ({sys.prefix}); {_OTHER_PYTHON}")
     if versions["mbridge"] is None and versions["megatron-bridge"] is None:
         notes.append("neither mbridge nor megatron-bridge is installed; verl needs one to build a Megatron model")
     for item in installed:
@@ -146,7 +147,7 @@ def _armed_report(problems: list[str]) -> dict[str, Any]:
         runtime.models()  # a package may be at fault in that hook, too
         found: dict[str, Any] = json.loads(report().to_json())
     except Exception as error:  # the doctor reports what every process of a job would run into
-        problems.append(f"the plugin cannot be loaded: {error}")
+        problems.append(str(error))
         return {}
     deactivate()
     return found
@@ -172,7 +173,7 @@ def _probed_report(notes: list[str], problems: list[str]) -> dict[str, Any]:
     for name, why in answer["roots"].items():
         missing = name == "megatron.core" and why.startswith("ModuleNotFoundError: No module named 'megatron")
         if not missing:  # that it is not installed is a note already
-            problems.append(f"{name} cannot be imported: {why}")
+            problems.append(f"{name} cannot be imported: {why}; install it, or {_OTHER_PYTHON}")
     for why, names in _by_error(answer["errors"]).items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         notes.append(f"cannot import {names[0]}{more}: {why}")

@@ -12,6 +12,8 @@ from ..patching.patch import Decision
 from ..settings import MODE_VARIABLE
 from .doctor import Findings
 
+#: Columns where no terminal says how many there are.
+_PIPED_WIDTH = 200
 _STYLES = {
     "applied": "green",
     "not_needed": "green",
@@ -25,6 +27,8 @@ _STYLES = {
 def render(findings: Findings, console: Console | None = None) -> None:
     """Print the findings for a person."""
     console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _PIPED_WIDTH)
     versions = Table(title="Installed", title_justify="left")
     for heading in ("distribution", "version", ""):
         versions.add_column(heading, overflow="fold")
@@ -34,7 +38,8 @@ def render(findings: Findings, console: Console | None = None) -> None:
     console.print(versions)
     patches = Table(title=f"Patches (mode {findings.report.get('mode', '?')}; {MODE_VARIABLE} changes it)")
     patches.title_justify = "left"
-    for heading in ("patch", "decision", "why it exists", "upstream"):
+    patches.add_column("patch", no_wrap=True)  # to be found by grep
+    for heading in ("decision", "why it exists", "upstream"):
         patches.add_column(heading, overflow="fold")
     for row in _grouped(findings.report.get("patches", [])):
         patches.add_row(*row)

@@ -25,7 +25,7 @@ def render(findings: Findings, console: Console | None = None) -> None:
         table.add_row(row.family, "\n".join(row.architectures), *cells, since)
     console.print(table)
     if findings.status:
-        console.print("[yellow]Not every family that was asked about got an answer.[/]")
+        console.print("[yellow]Some families got no answer. Is this the Python of your training job?[/]")
 
 
 def _shown(cell: Cell) -> str:

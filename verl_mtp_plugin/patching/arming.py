@@ -37,9 +37,9 @@ class _WatchedSpec(ModuleSpec):
 class ModuleWatch:
     """Calls ``on_ready(name)`` once a module has been imported completely.
 
-    wrapt fires a hook at once when the module is in ``sys.modules``, even half-initialised; lets what a hook raises
+    wrapt fires a hook at once when the module is in ``sys.modules``, even half-initialized; lets what a hook raises
     break the import, whose retry then succeeds without the hook; and never fires again after a reload. So: a module
-    that is half-initialised when it is first watched (it imports verl, and verl imports us) is watched through its
+    that is half-initialized when it is first watched (it imports verl, and verl imports us) is watched through its
     spec, nothing is ever raised, and reloads are noticed by whoever compares module specs.
     """
 
@@ -56,14 +56,14 @@ class ModuleWatch:
                 return
             module = sys.modules.get(name)
             if module is not None:
-                self._watch_half_initialised(name, module)
+                self._watch_half_initialized(name, module)
                 return
             self._watched.add(name)
         registered = False
 
         def hook(module: ModuleType) -> None:
-            if not registered:  # imported by another thread while we registered: maybe half-initialised
-                self._watch_half_initialised(name, module)
+            if not registered:  # imported by another thread while we registered: maybe half-initialized
+                self._watch_half_initialized(name, module)
                 return
             self._executed.add(name)
             self._ready(name)
@@ -71,7 +71,7 @@ class ModuleWatch:
         register_post_import_hook(hook, name)
         registered = True
 
-    def _watch_half_initialised(self, name: str, module: ModuleType) -> None:
+    def _watch_half_initialized(self, name: str, module: ModuleType) -> None:
         spec = module.__spec__
         if _initializing(module) and type(spec) is ModuleSpec:
             vars(spec)["verl_mtp_finished"] = lambda: self._ready(name)

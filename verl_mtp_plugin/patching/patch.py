@@ -21,7 +21,7 @@ class Decision(str, Enum):
 
     ARMED = "armed"  # waiting for its module to be imported; nothing has changed yet
     APPLIED = "applied"
-    NOT_NEEDED = "not_needed"  # upstream has the behaviour already
+    NOT_NEEDED = "not_needed"  # upstream has the behavior already
     SKIPPED = "skipped"  # turned off by a setting
     UNSUPPORTED = "unsupported"  # the seam, or something else that the patch calls, is missing or has drifted
     LOST = "lost"  # the same for an optimization: right without it, and slower
@@ -33,7 +33,7 @@ class Decision(str, Enum):
         return self.value
 
 
-#: Decisions after which the behaviour that the patch promises is there.
+#: Decisions after which the behavior that the patch promises is there.
 SATISFIED: Final = frozenset({Decision.APPLIED, Decision.NOT_NEEDED})
 #: Decisions after which it is not, and waiting will not help.
 BROKEN: Final = frozenset({Decision.UNSUPPORTED, Decision.CONFLICT, Decision.FAILED})

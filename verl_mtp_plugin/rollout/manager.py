@@ -42,7 +42,7 @@ def build(original: Any) -> Any:
 
         interrupt = Interrupt()
         interrupt.begin()
-        return _ended(_synchronise(body, self, args, kwargs, settings, interrupt), interrupt)
+        return _ended(_synchronize(body, self, args, kwargs, settings, interrupt), interrupt)
 
     return vars(sys.modules[body.__module__])["auto_await"](update_weights)
 
@@ -104,14 +104,14 @@ def _warn_uncontrolled(kind: str) -> None:
     )
 
 
-async def _synchronise(
+async def _synchronize(
     body: Body, manager: Any, args: tuple[Any, ...], kwargs: dict[str, Any], settings: Settings, interrupt: Any
 ) -> Any:
     from . import sync_metrics
     from .report import SyncOptions
     from .transfer import UpstreamTransfer
     from .verl_replica import VerlReplica
-    from .weight_sync import synchronise
+    from .weight_sync import synchronize
 
     replicas = list(manager.replicas)
     adapters = [VerlReplica(replica, retract=settings.sync_requests == "retract") for replica in replicas]
@@ -126,7 +126,7 @@ async def _synchronise(
     )
     ray = vars(sys.modules[body.__module__])["ray"]
     transfer = UpstreamTransfer(body, manager, replicas, (args, kwargs), ray, settings.sync_control_timeout_s)
-    report = await synchronise(adapters, transfer, options, interrupt=interrupt)
+    report = await synchronize(adapters, transfer, options, interrupt=interrupt)
     return sync_metrics.hand_over(report)
 
 

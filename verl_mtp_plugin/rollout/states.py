@@ -89,7 +89,7 @@ class IllegalTransitionError(RuntimeError):
 
 
 class StateMirror:
-    """The state of every replica, as known in this process. A replica that was never synchronised is SERVING."""
+    """The state of every replica, as known in this process. A replica that was never synchronized is SERVING."""
 
     def __init__(self) -> None:
         self._states: WeakKeyDictionary[object, tuple[ReplicaState, str]] = WeakKeyDictionary()

@@ -30,7 +30,7 @@ _WRITTEN: Final = "All other replicas serve the new weights."
 _NOBODY: Final = "No other replica is left to serve."
 
 
-async def synchronise(
+async def synchronize(
     replicas: Sequence[Replica],
     transfer: Transfer,
     options: SyncOptions,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PLUGIN = "verl_mtp"  # our name in the entry-point group verl.plugins
 PACKAGE = "verl_mtp_plugin"
-#: Set by activate() and inherited by spawned children, so that an SGLang scheduler is recognised as part of the job.
+#: Set by activate() and inherited by spawned children, so that an SGLang scheduler is recognized as part of the job.
 CHILD_VARIABLE = "VERL_MTP_PLUGIN_CHILD"
 SCHEDULER = "sglang.srt.managers.scheduler"
 

@@ -52,7 +52,7 @@ _installed: set[str] = set()
 
 
 class Stream:
-    """Work on a CPU is in order already, so waiting, recording and synchronising have nothing to do."""
+    """Work on a CPU is in order already, so waiting, recording and synchronizing have nothing to do."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.device = CPU

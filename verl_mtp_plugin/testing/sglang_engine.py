@@ -83,16 +83,16 @@ def run_scheduler_process(server_args: Any, port_args: Any, *arguments: Any) -> 
 
 
 def make_scheduler(server_args: Any, port_args: Any) -> Any:
-    """SGLang's ``Scheduler``, never initialised, with the stand-in's state and loop before it."""
+    """SGLang's ``Scheduler``, never initialized, with the stand-in's state and loop before it."""
     import torch
     from sglang.srt.managers.scheduler import Scheduler
 
     from .sglang_messages import Sockets
-    from .sglang_scheduler import Behaviour
+    from .sglang_scheduler import Behavior
     from .sglang_workers import make_workers
 
     _feign_device(torch)
-    stand_in = type("StandInScheduler", (Behaviour, Scheduler), {})
+    stand_in = type("StandInScheduler", (Behavior, Scheduler), {})
     scheduler = stand_in(server_args, Sockets(port_args), make_workers(server_args))
     add_components(scheduler)
     return scheduler

@@ -55,7 +55,7 @@ PARTS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-class Behaviour:
+class Behavior:
     """What comes before SGLang's ``Scheduler`` in the stand-in's bases: state, loop, tokens."""
 
     def __init__(self, server_args: Any, sockets: Sockets, workers: tuple[Any, Any]) -> None:

@@ -29,7 +29,7 @@ def _norm_parameter(size: int, fill: float, config: Any) -> torch.nn.Parameter:
     return parameter
 
 
-def _normalise(hidden: Tensor, weight: Tensor, bias: Tensor | None, config: Any, eps: float) -> Tensor:
+def _normalize(hidden: Tensor, weight: Tensor, bias: Tensor | None, config: Any, eps: float) -> Tensor:
     """RMSNorm or LayerNorm of ``[..., h]`` in fp32, as ``config.normalization`` says."""
     scale = weight.float() + (1 if config.layernorm_zero_centered_gamma else 0)
     if config.normalization == "RMSNorm":
@@ -49,7 +49,7 @@ class Norm(torch.nn.Module):
         self.bias = None if config.normalization == "RMSNorm" else _norm_parameter(hidden_size, 0.0, config)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return _normalise(hidden, self.weight, self.bias, self.config, self.eps)
+        return _normalize(hidden, self.weight, self.bias, self.config, self.eps)
 
 
 class ColumnLinear(ColumnParallelLinear):
@@ -78,7 +78,7 @@ class LayerNormColumnLinear(ColumnParallelLinear):
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         eps = self.config.layernorm_epsilon
-        normed = _normalise(hidden, self.layer_norm_weight, self.layer_norm_bias, self.config, eps)
+        normed = _normalize(hidden, self.layer_norm_weight, self.layer_norm_bias, self.config, eps)
         return super().forward(normed, *args, **kwargs)
 
     def sharded_state_dict(

@@ -18,7 +18,7 @@ from tests.contract.faults import replaced
 from tests.contract.models import Batch
 from tests.contract.parallel import weights
 from tests.contract.parallel.batches import Grid, Item, grid
-from tests.contract.parallel.expected import Expected, Normalisation
+from tests.contract.parallel.expected import Expected, Normalization
 from tests.contract.parallel.registry import Cell
 from tests.contract.parallel.step import Outcome, Trainer
 from tests.contract.world import World
@@ -153,9 +153,9 @@ class GpuCell(Cell):
             **{**SIZES, **model},
         )
 
-    def expected(self, batches: Grid, normalisation: Normalisation, **options: Any) -> Expected:
+    def expected(self, batches: Grid, normalization: Normalization, **options: Any) -> Expected:
         with without_transformer_engine():
-            found = super().expected(batches, normalisation, **options)
+            found = super().expected(batches, normalization, **options)
         return Expected({name: value.cpu() for name, value in found.gradients.items()}, found.losses)
 
 

@@ -9,7 +9,7 @@ import torch
 from tests.contract.checks.registry import expect, expect_all_same, is_mtp
 from tests.contract.parallel import checks as shared
 from tests.contract.parallel.batches import Grid, Item
-from tests.contract.parallel.expected import Normalisation
+from tests.contract.parallel.expected import Normalization
 from tests.contract.parallel.registry import Cell, Check, CheckFunction, expect_outputs
 from tests.contract.parallel.step import Trainer
 from tests.contract.parallel.weights import HEAD
@@ -87,7 +87,7 @@ def head_zero(cell: Cell) -> str:
 def loss(cell: Cell) -> str:
     """Every token trained, two depths: the losses that Megatron reports are the reference's, within 1%"""
     batches = [[_all_trained(item) for item in step] for step in cell.grid()]
-    wanted = cell.expected(batches, Normalisation.RANK, mtp=2).losses
+    wanted = cell.expected(batches, Normalization.RANK, mtp=2).losses
     found = cell.trainer(mtp=2).run(batches).tracked
     expect(len(found) == len(wanted), f"{len(found)} losses reported, expected {len(wanted)}")
     for depth, (one, two) in enumerate(zip(found, wanted, strict=True), 1):
@@ -99,7 +99,7 @@ def loss(cell: Cell) -> str:
 def gradient_scale(cell: Cell) -> str:
     """Detached, two micro-batches: the MTP block's gradient, projected on the reference's, is as long, within 0.5%"""
     batches = cell.grid(2)
-    wanted = cell.expected(batches, Normalisation.RANK, detach_encoder=True).gradients
+    wanted = cell.expected(batches, Normalization.RANK, detach_encoder=True).gradients
     found = cell.trainer(detach_encoder=True).run(batches).gradients
     names = [name for name in wanted if is_mtp(name)]  # where rounding is as often up as down, and so averages out
     along = sum(float((found[name].double() * wanted[name].double()).sum()) for name in names)

@@ -128,7 +128,7 @@ def sentences(document: Document) -> list[str]:
         told.append(f"Generation: {before:,.0f} tokens/s before the syncs in a row, {after:,.0f} after.")
     if room := released.get("out_of_memory", {}).get("values"):
         told.append(
-            f"At utilisation {room['utilization']} there are {room['free_mib']:,.0f} MiB free and the transfer holds "
+            f"At utilization {room['utilization']} there are {room['free_mib']:,.0f} MiB free and the transfer holds "
             f"{room['buffers_mib']:,} MiB."
         )
     for name in ("retract", "retract_logprobs"):
@@ -153,7 +153,7 @@ def section(document: Document) -> str:
     return f"""
 ## Weight syncs on a GPU
 
-verl's `CheckpointEngineManager` and standalone `SGLangReplica` on {facts["gpu"]}: verl {versions["verl"]}, SGLang {versions["sglang"]}, torch {versions["torch"]}, Ray {versions["ray"]}, Python {facts["python"]}, attention {facts["attention"]}; MiMo with {model["layers"]} layers, {model["drafters"]} MTP layer and {model["weights_gib"]:.2f} GiB of weights, EAGLE with 2 steps, CUDA graphs, memory saver; utilisation {facts["utilization"]}, two transfer buffers of {facts["bucket_mib"]} MiB. Only the transport is not verl's: weights go through a file, so `transfer_s` says nothing of NCCL. {document["begun"]}; `python -m benchmarks.gpu.chain_model FOLDER && python -m benchmarks.gpu.weight_sync --model FOLDER` on the stack of [benchmarks/gpu/stack](../benchmarks/gpu/stack).
+verl's `CheckpointEngineManager` and standalone `SGLangReplica` on {facts["gpu"]}: verl {versions["verl"]}, SGLang {versions["sglang"]}, torch {versions["torch"]}, Ray {versions["ray"]}, Python {facts["python"]}, attention {facts["attention"]}; MiMo with {model["layers"]} layers, {model["drafters"]} MTP layer and {model["weights_gib"]:.2f} GiB of weights, EAGLE with 2 steps, CUDA graphs, memory saver; utilization {facts["utilization"]}, two transfer buffers of {facts["bucket_mib"]} MiB. Only the transport is not verl's: weights go through a file, so `transfer_s` says nothing of NCCL. {document["begun"]}; `python -m benchmarks.gpu.chain_model FOLDER && python -m benchmarks.gpu.weight_sync --model FOLDER` on the stack of [benchmarks/gpu/stack](../benchmarks/gpu/stack).
 
 {shown}
 

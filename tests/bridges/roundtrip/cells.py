@@ -95,7 +95,7 @@ WITHOUT_MTP: Final[dict[Stack, tuple[str, ...]]] = {
     Stack(MBRIDGE, "0.15.1", "0.19.2"): ("GLM-4.5@1",),
     Stack(MEGATRON_BRIDGE, "0.3.1", "0.16.1"): ("Qwen3-Next+bare@1", "DeepSeek-V3@1"),
 }
-#: Whose output layer is built, not tied, and then finds no tensor: it stays as it was initialised. Nothing raises.
+#: Whose output layer is built, not tied, and then finds no tensor: it stays as it was initialized. Nothing raises.
 LEFT_AT_RANDOM: Final[dict[Stack, tuple[str, ...]]] = {
     Stack(MEGATRON_BRIDGE, version, core): ("DeepSeek-V3+tied@1", "GLM-4.5+tied@1")
     for version, core in (("0.5.1", "0.18.2"), ("0.6.2", "0.19.2"))

@@ -60,7 +60,7 @@ def test_shards_of_a_new_head(runs: Runs) -> None:
     first, second = runs.ranks(SHARDS, "tp")
     assert first["trunk"]
     assert first["deviation"] == pytest.approx(INIT_STD, rel=0.05)
-    assert first["halves_differ"], "both shards were initialised alike"
+    assert first["halves_differ"], "both shards were initialized alike"
     assert first["digest"] == second["digest"]
 
 

@@ -21,7 +21,7 @@ PARAMETER_NAMES = (
 )
 ON_PURPOSE = (
     "set +actor_rollout_ref.model.mtp.plugin.missing_weights=random (or VERL_MTP_PLUGIN_MISSING_WEIGHTS=random): it "
-    "starts from Megatron's initialisation."
+    "starts from Megatron's initialization."
 )
 RESUME = "Resume from a checkpoint of a run with MTP. To go on with a new MTP head,"
 MODELS = "Use a bridge that supports this model's MTP"
@@ -72,7 +72,7 @@ def test_a_parameter_that_the_bridge_does_not_know_is_refused(stack: Stack, runs
 
 
 @every_stack
-def test_a_new_head_is_initialised_as_megatron_does(stack: Stack, runs: Runs) -> None:
+def test_a_new_head_is_initialized_as_megatron_does(stack: Stack, runs: Runs) -> None:
     found = runs(stack, "train")["started_anew"]
     [notice] = found["notices"]
     assert notice.startswith(f"{runs.folder(stack) / 'no_head'} has no {HEAD} tensors of the MTP layers.")
@@ -109,11 +109,11 @@ def test_a_new_head_is_trained_exported_and_saved(stack: Stack, runs: Runs) -> N
 
 
 @every_stack
-def test_a_model_that_was_not_initialised_has_no_new_head(stack: Stack, runs: Runs) -> None:
-    assert runs(stack, "train")["refused"]["uninitialised"] == message(
+def test_a_model_that_was_not_initialized_has_no_new_head(stack: Stack, runs: Runs) -> None:
+    assert runs(stack, "train")["refused"]["uninitialized"] == message(
         f"{runs.folder(stack) / 'one'} without tensors of the MTP layers, and a model built with "
         "perform_initialization=False: model.mtp_layers.0.input_proj.weight",
-        "parameters that Megatron has initialised, since missing_weights=random",
+        "parameters that Megatron has initialized, since missing_weights=random",
         "Drop perform_initialization from override_transformer_config.",
     )
 

@@ -58,7 +58,7 @@ def refused(folder: Path, full: Path, bridge: str) -> dict[str, Any]:
     found["sent"] = len(trained.export())
     own.module[0].config.perform_initialization = False
     common.choose("random")
-    found["uninitialised"] = attempt(lambda: load(own.module, str(folder / "one")))
+    found["uninitialized"] = attempt(lambda: load(own.module, str(folder / "one")))
     return found
 
 
@@ -71,7 +71,7 @@ def closing(own: Any) -> dict[str, Any]:
 
 
 def started_anew(folder: Path, full: Path, bridge: str) -> dict[str, Any]:
-    """A new head on a checkpoint without one: initialised, trained, exported, saved, loaded."""
+    """A new head on a checkpoint without one: initialized, trained, exported, saved, loaded."""
     made = common.load(full)
     with common.notices() as notices:
         trained = build(folder / "no_head", bridge, missing="random", saved=("model",))

@@ -1,6 +1,6 @@
 """The gradients that one process would find that holds the whole model and all batches.
 
-The loss is a weighted sum of every position's cross entropy; how the weights follow from the normalisation is written
+The loss is a weighted sum of every position's cross entropy; how the weights follow from the normalization is written
 out here, so any layout and any cut into micro-batches has one expected gradient.
 """
 
@@ -21,7 +21,7 @@ from .layouts import Layout
 LossesOf = Callable[..., list[tuple[torch.Tensor, torch.Tensor]]]
 
 
-class Normalisation(Enum):
+class Normalization(Enum):
     """By what the summed cross entropy of a depth is divided."""
 
     RANK = "rank"  # upstream's: a mean per micro-batch and rank, averaged over both
@@ -52,11 +52,11 @@ def counts(grid: Grid, depths: int) -> list[int]:
 
 
 def token_weights(
-    grid: Grid, item: Item, layout: Layout, depths: int, normalisation: Normalisation
+    grid: Grid, item: Item, layout: Layout, depths: int, normalization: Normalization
 ) -> list[list[torch.Tensor]]:
     """Per batch of ``item`` and depth: the weight [b, s] of every position's cross entropy in the step's loss."""
     masks = [depth_masks(batch, depths) for batch in item.rows]
-    if normalisation is Normalisation.GLOBAL:
+    if normalization is Normalization.GLOBAL:
         totals = counts(grid, depths)
         return [[mask / max(total, 1) for mask, total in zip(of, totals, strict=True)] for of in masks]
     ranks = len(grid) * layout.data * layout.context
@@ -66,7 +66,7 @@ def token_weights(
     for rank in range(layout.context):
         held = [(by == rank).double() for by in held_by]
         main = sum(float((b.loss_mask * mine).sum()) for b, mine in zip(item.rows, held, strict=True))
-        share = 1 / ranks if normalisation is Normalisation.RANK else main / max(main_total, 1)
+        share = 1 / ranks if normalization is Normalization.RANK else main / max(main_total, 1)
         for depth in range(depths):
             count = sum(float((of[depth] * mine).sum()) for of, mine in zip(masks, held, strict=True))
             for i, mine in enumerate(held):
@@ -86,7 +86,7 @@ def expected(
     model: Any,
     grid: Grid,
     layout: Layout,
-    normalisation: Normalisation,
+    normalization: Normalization,
     *,
     detach_encoder: bool = False,
     losses_of: LossesOf = cross_entropies,
@@ -97,7 +97,7 @@ def expected(
         model: the whole one, which nobody has patched; built where every parallel size is one.
         grid: the step's batches.
         layout: how ranks cut them, which matters for the mean per rank.
-        normalisation: which mean.
+        normalization: which mean.
         detach_encoder: whether the block's entrance is cut.
         losses_of: the loss of every position, per depth.
     """
@@ -116,7 +116,7 @@ def expected(
     summed = [0.0] * depths
     for item in items:
         total: Any = 0.0
-        for batch, of in zip(item.rows, token_weights(grid, item, layout, depths, normalisation), strict=True):
+        for batch, of in zip(item.rows, token_weights(grid, item, layout, depths, normalization), strict=True):
             losses = losses_of(model, batch, detach_encoder=detach_encoder)
             for depth, ((loss, mask), weight) in enumerate(zip(losses, of, strict=True)):
                 total = total + (loss * weight).sum() * scale

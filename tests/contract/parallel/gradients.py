@@ -9,7 +9,7 @@ import torch
 from ..checks.objectives import trained_for
 from ..checks.registry import expect
 from .batches import Item
-from .expected import Normalisation, soft_cross_entropies
+from .expected import Normalization, soft_cross_entropies
 from .registry import Cell, as_expected, check
 
 
@@ -65,35 +65,35 @@ def microbatches(cell: Cell) -> str:
 @check()
 def per_token(cell: Cell) -> str:
     """The same with calculate_per_token_loss"""
-    return as_expected(cell, cell.grid(2), Normalisation.PER_TOKEN, calculate_per_token_loss=True)
+    return as_expected(cell, cell.grid(2), Normalization.PER_TOKEN, calculate_per_token_loss=True)
 
 
 @check()
 def step_tokens(cell: Cell) -> str:
     """The step's tokens known, two uneven micro-batches, two depths: one mean, however it is cut"""
-    return as_expected(cell, cell.grid(2), Normalisation.GLOBAL, mtp=2)
+    return as_expected(cell, cell.grid(2), Normalization.GLOBAL, mtp=2)
 
 
 @check()
 def step_tokens_per_token(cell: Cell) -> str:
     """The same with calculate_per_token_loss"""
-    return as_expected(cell, cell.grid(2), Normalisation.GLOBAL, calculate_per_token_loss=True)
+    return as_expected(cell, cell.grid(2), Normalization.GLOBAL, calculate_per_token_loss=True)
 
 
 @check()
 def soft_objective(cell: Cell) -> str:
     """loss=soft_cross_entropy, two depths: against the policy's distribution, across the cut"""
     with trained_for("soft_cross_entropy"):
-        return as_expected(cell, cell.grid(2), Normalisation.GLOBAL, mtp=2, losses_of=soft_cross_entropies)
+        return as_expected(cell, cell.grid(2), Normalization.GLOBAL, mtp=2, losses_of=soft_cross_entropies)
 
 
 @check()
 def zero_on_one_rank(cell: Cell) -> str:
-    """No trained token on one rank or in one micro-batch: finite, and as expected either way of normalising"""
+    """No trained token on one rank or in one micro-batch: finite, and as expected either way of normalizing"""
     batches = silenced(cell)
-    for normalisation in (Normalisation.RANK, Normalisation.GLOBAL):
-        as_expected(cell, batches, normalisation, mtp=2)
-    return "both normalisations"
+    for normalization in (Normalization.RANK, Normalization.GLOBAL):
+        as_expected(cell, batches, normalization, mtp=2)
+    return "both normalizations"
 
 
 def silenced(cell: Cell) -> list[list[Item]]:

@@ -41,14 +41,14 @@ class Groups:
 
         parallel_state.destroy_model_parallel()
         none = _state()
-        return cls(none, _initialised(none))
+        return cls(none, _initialized(none))
 
     def use(self, layout: Layout) -> None:
         """Switch to a layout. A collective."""
         from megatron.core import tensor_parallel
 
         _put(
-            _initialised(
+            _initialized(
                 self.none,
                 tensor_model_parallel_size=layout.tensor,
                 pipeline_model_parallel_size=layout.pipeline,
@@ -70,7 +70,7 @@ class Groups:
             _put(before)
 
 
-def _initialised(none: dict[str, Any], **sizes: Any) -> dict[str, Any]:
+def _initialized(none: dict[str, Any], **sizes: Any) -> dict[str, Any]:
     from megatron.core import parallel_state
 
     _put(none)

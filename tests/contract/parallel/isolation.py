@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..checks.registry import expect, expect_all_same, expect_same, is_mtp
-from .expected import Normalisation
+from .expected import Normalization
 from .layouts import PROCESSES, STANDALONE
 from .registry import Cell, as_expected, check, expect_outputs, plain
 from .weights import EMBEDDING, HEAD
@@ -21,7 +21,7 @@ def metric(cell: Cell) -> str:
     from verl_mtp_plugin.training.step import tally
 
     batches = cell.grid(2)
-    wanted = cell.expected(batches, Normalisation.GLOBAL, mtp=2).losses
+    wanted = cell.expected(batches, Normalization.GLOBAL, mtp=2).losses
     tally.clear()
     cell.trainer(mtp=2).run(batches)
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)

@@ -13,7 +13,7 @@ from ..checks.registry import expect, expect_close, expect_same, is_mtp, only
 from ..models import build
 from ..reference import cross_entropies
 from .batches import Grid, Item, grid
-from .expected import Expected, LossesOf, Normalisation, counts, expected
+from .expected import Expected, LossesOf, Normalization, counts, expected
 from .groups import Groups
 from .layouts import Layout
 from .stand_ins import forget_expert_losses
@@ -54,13 +54,13 @@ class Cell:
 
         return build(self.device, attention=DotProductAttention, **model)
 
-    def expected(self, batches: Grid, normalisation: Normalisation, **options: Any) -> Expected:
+    def expected(self, batches: Grid, normalization: Normalization, **options: Any) -> Expected:
         """From one process that holds everything; every process computes it for itself."""
         how = {name: options.pop(name) for name in ("detach_encoder", "losses_of") if name in options}
         whole = {k: v for k, v in {**self.layout.model, **options}.items() if k != "sequence_parallel"}
         with self.groups.single():
             forget_expert_losses()
-            return expected(self.whole(**whole), batches, self.layout, normalisation, **how)
+            return expected(self.whole(**whole), batches, self.layout, normalization, **how)
 
     def tokens(self, batches: Grid, depths: int) -> contextlib.AbstractContextManager[None]:
         """The step's trained tokens made known, as the patches on verl's engine do."""
@@ -110,7 +110,7 @@ def checks_for(layout: Layout, megatron_core: tuple[int, ...]) -> list[str]:
 def as_expected(
     cell: Cell,
     batches: Grid | None = None,
-    normalisation: Normalisation = Normalisation.RANK,
+    normalization: Normalization = Normalization.RANK,
     *,
     detach_encoder: bool = False,
     losses_of: LossesOf = cross_entropies,
@@ -120,9 +120,9 @@ def as_expected(
     """All gradients of a step. With ``detach_encoder`` those of the MTP block alone: experts have other losses too."""
     batches = cell.grid() if batches is None else batches
     wanted = cell.expected(
-        batches, normalisation, detach_encoder=detach_encoder, losses_of=losses_of, **model
+        batches, normalization, detach_encoder=detach_encoder, losses_of=losses_of, **model
     ).gradients
-    is_global = normalisation is Normalisation.GLOBAL
+    is_global = normalization is Normalization.GLOBAL
     with cell.tokens(batches, model.get("mtp", 1)) if is_global else contextlib.nullcontext():
         outcome = cell.trainer(detach_encoder=detach_encoder, **model, **(besides or {})).run(batches)
     names = [name for name in wanted if is_mtp(name) or not detach_encoder]

@@ -237,7 +237,7 @@ def test_naive_is_verls(verl: str) -> None:
 
 @VERL
 @pytest.mark.parametrize("case", ["hybrid", "off_in_the_job_config", "without_mtp"])
-def test_verls_own_behaviour(verl: str, case: str) -> None:
+def test_verls_own_behavior(verl: str, case: str) -> None:
     assert on(verl, case) == off(verl, "breaks_once")
 
 

@@ -133,13 +133,13 @@ def paused_loop(module: str, owner: str) -> str:
 
 def make_stand_in() -> Any:
     """SGLang's ``Scheduler`` with two requests running (0, 1), and one that waits and has never run (2)."""
-    from verl_mtp_plugin.testing.sglang_scheduler import Behaviour
+    from verl_mtp_plugin.testing.sglang_scheduler import Behavior
     from verl_mtp_plugin.testing.sglang_workers import make_workers
 
     real = importlib.import_module(engine.SCHEDULER).Scheduler
     arguments = SimpleNamespace(disable_overlap_schedule=True, speculative_algorithm="EAGLE")
     sockets = SimpleNamespace(send=lambda output: None)
-    scheduler = type("StandIn", (Behaviour, real), {})(arguments, sockets, make_workers(arguments))
+    scheduler = type("StandIn", (Behavior, real), {})(arguments, sockets, make_workers(arguments))
     names = ("tp_worker", "draft_worker", "tp_cpu_group", "memory_saver_adapter", "flush_cache", "is_fully_idle")
     parts = {name: getattr(scheduler, name, None) for name in names}
     scheduler.weight_updater = workers.make_updater(parts | {"scheduler": scheduler})

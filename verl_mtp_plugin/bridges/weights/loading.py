@@ -1,4 +1,4 @@
-"""Loading a Hugging Face checkpoint: every MTP parameter gets its weights, or keeps its initialisation on purpose.
+"""Loading a Hugging Face checkpoint: every MTP parameter gets its weights, or keeps its initialization on purpose.
 
 Megatron-Bridge warns of a tensor that is not there and leaves the parameter as it was made: a random MTP head that
 looks loaded. mbridge ends in a KeyError that names one tensor. Asked before anything loads, on all ranks at once.

@@ -18,7 +18,7 @@ _RANDOM: Final = MISSING_WEIGHTS[1]
 #: How to start a new MTP head, for messages.
 ON_PURPOSE: Final = (
     f"set +{MODE_KEY}.missing_weights={_RANDOM} (or {OPTION_VARIABLES['missing_weights']}={_RANDOM}): it starts "
-    "from Megatron's initialisation"
+    "from Megatron's initialization"
 )
 
 
@@ -35,7 +35,7 @@ def settle(plan: Callable[[], Plan], present: Callable[[], Iterable[str]], model
 
     Raises:
         MissingWeightsError: some are missing, and not on purpose, or not on all ranks, or of parameters that Megatron
-            has not initialised; or the bridge has no name for a parameter.
+            has not initialized; or the bridge has no name for a parameter.
     """
     names = together(lambda: frozenset(present()))
     mine = together(plan)
@@ -64,16 +64,16 @@ def settle(plan: Callable[[], Plan], present: Callable[[], Iterable[str]], model
             expected="all tensors of the MTP layers that the model has",
             advice=f"Start from a checkpoint that has its MTP head. To train a new one, {ON_PURPOSE}.",
         )
-    if any(map(_uninitialised, chunks(models))):  # by the config, which all ranks share
+    if any(map(_uninitialized, chunks(models))):  # by the config, which all ranks share
         raise MissingWeightsError(
             found=f"{folder} without tensors of the MTP layers, and a model built with perform_initialization=False: "
             f"{listed(absent)}",
-            expected="parameters that Megatron has initialised, since missing_weights=random",
+            expected="parameters that Megatron has initialized, since missing_weights=random",
             advice="Drop perform_initialization from override_transformer_config.",
         )
     if rank() == 0:
         logger.warning(
-            "%s has no %d tensors of the MTP layers. missing_weights=random: they keep Megatron's initialisation: %s",
+            "%s has no %d tensors of the MTP layers. missing_weights=random: they keep Megatron's initialization: %s",
             folder,
             len(absent),
             ", ".join(sorted(absent)),
@@ -81,6 +81,6 @@ def settle(plan: Callable[[], Plan], present: Callable[[], Iterable[str]], model
     return absent
 
 
-def _uninitialised(chunk: Any) -> bool:
+def _uninitialized(chunk: Any) -> bool:
     configs = (getattr(module, "config", None) for module in chunk.modules())
     return any(getattr(config, "perform_initialization", True) is False for config in configs)

@@ -15,7 +15,7 @@ REASON: Final = (
     "each micro-batch's and context-parallel rank's MTP loss counts the same however few tokens it has, verl's MTP "
     "metrics are means of means, and verl 0.7.1 hangs while it collects them with context parallelism"
 )
-UPSTREAM: Final = "verl #5895, #6464; delete when verl normalises the MTP loss by the step's tokens"
+UPSTREAM: Final = "verl #5895, #6464; delete when verl normalizes the MTP loss by the step's tokens"
 
 
 def _forward_backward_batch(original: Any, *args: Any, **kwargs: Any) -> Any:

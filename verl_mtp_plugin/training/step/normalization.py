@@ -3,7 +3,7 @@
 megatron-core and verl divide each micro-batch's MTP loss by its own number of trained tokens, on each context-parallel
 rank by that rank's. The gradient is then a mean of means: it depends on the cut, and a rank with few trained tokens
 weighs as much as one with many. Where the step's own count is known (:func:`step_tokens`, which the patches on verl's
-engine provide) each token weighs the same; elsewhere upstream's normalisation is kept.
+engine provide) each token weighs the same; elsewhere upstream's normalization is kept.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _current: StepTokens | None = None
 
 @contextmanager
 def step_tokens(tokens: StepTokens | None) -> Iterator[None]:
-    """Within it, MTP losses are normalised by ``tokens``. The schedule's division by micro-batches is undone."""
+    """Within it, MTP losses are normalized by ``tokens``. The schedule's division by micro-batches is undone."""
     global _current
     before, _current = _current, tokens
     try:
