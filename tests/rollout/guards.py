@@ -15,6 +15,8 @@ from typing import Any
 import verl_mtp_plugin
 from verl_mtp_plugin.patching import PatchEngine
 from verl_mtp_plugin.rollout.sglang import verl_compat
+from verl_mtp_plugin.rollout.sglang.memory import memory_of
+from verl_mtp_plugin.rollout.sglang.pause import message
 from verl_mtp_plugin.settings import Mode, Settings
 from verl_mtp_plugin.testing import faults, sglang_engine
 from verl_mtp_plugin.testing.faults import Fault
@@ -200,6 +202,27 @@ async def second_rank_busy(state: Any, seconds: float) -> Outcome:
     server.tokenizer_manager.flush_cache_communicator = both_ranks
     await server.abort_all_requests()
     return {"released": await server.release_kv_cache(), "death": scheduler.death}
+
+
+async def paused_during_weights(state: Any, mtp: bool) -> Outcome:
+    """A message of weights to a server that nobody has paused, and a pause while it is on its way."""
+    server, _ = await _launch(state)
+    manager = server.tokenizer_manager
+    memory_of(manager).mtp = mtp
+
+    async def slow(request: Any) -> list[Any]:
+        await asyncio.sleep(0.5)
+        return [SimpleNamespace(success=True, message="")]
+
+    manager.update_weights_from_tensor_communicator = slow
+    request = message("UpdateWeightsFromTensorReqInput", serialized_named_tensors=[], flush_cache=True)
+    weights = asyncio.ensure_future(manager.update_weights_from_tensor(request, None))
+    await asyncio.sleep(0.1)
+    pause = asyncio.ensure_future(manager.pause_generation(message("PauseGenerationReqInput")))
+    done, _ = await asyncio.wait({weights, pause}, timeout=5)
+    if len(done) == 2:
+        await server.resume_generation()
+    return {"weights": weights in done, "pause": pause in done, "tokens": len(await servers.generate(server))}
 
 
 async def never_idle(state: Any) -> Outcome:

@@ -103,6 +103,13 @@ def test_a_release_waits_for_every_data_parallel_rank(host: Host) -> None:
     assert outcome["death"] == ""
 
 
+@pytest.mark.parametrize("mtp", [True, False])
+def test_weights_and_a_pause_do_not_wait_for_each_other(host: Host, mtp: bool) -> None:
+    outcome = host.play("paused_during_weights", mtp=mtp)
+    assert (outcome["weights"], outcome["pause"]) == (True, True)
+    assert outcome["tokens"] > 0
+
+
 def test_an_engine_that_is_never_idle_is_an_error_and_serves(host: Host) -> None:
     outcome = host.play("never_idle")
     assert outcome["error"].startswith("WeightSyncError: verl-mtp-plugin: found an engine still busy after")

@@ -76,6 +76,23 @@ UNMET = [
 ]
 
 
+def test_a_class_whose_init_somebody_has_replaced_is_given_the_benefit_of_the_doubt(modules: list[str]) -> None:
+    """A profiler's or vendor's wrapper without functools.wraps hides what the original sets."""
+    target, helpers = (importlib.import_module(name) for name in modules)
+    original = helpers.Thing.__init__
+
+    def wrapped(self: Any, *args: Any) -> None:
+        original(self, *args)
+
+    before = dict(vars(helpers.Thing))
+    lacking = Needs(f"{helpers.__name__}:Thing", attributes=("size", "width"))
+    assert lacking.missing(helpers) == f"{helpers.__name__}:Thing has no width"
+    assert dict(vars(helpers.Thing)) == before  # nothing of upstream's is changed by being looked at
+    helpers.Thing.__init__ = wrapped
+    assert lacking.missing(helpers) == ""
+    assert target.function() == "as it was"
+
+
 def need(module: str, name: str, arguments: dict[str, Any]) -> Needs:
     rest = dict(arguments)
     if "otherwise" in rest:

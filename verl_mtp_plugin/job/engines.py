@@ -56,9 +56,10 @@ def _functions(engine_class: type) -> Iterator[FunctionType]:
             continue
         known.add(function)
         yield function
-        home = function.__module__.rpartition(".")[0] or function.__module__
-        called = (function.__globals__.get(name) for name in _words(function))
-        found += [inner for inner in called if isinstance(inner, FunctionType) and inner.__module__.startswith(home)]
+        module = function.__module__ or ""  # None, for one that was made by exec
+        home = module.rpartition(".")[0] or module
+        called = (function.__globals__.get(name) for name in _words(function) if home)
+        found += [f for f in called if isinstance(f, FunctionType) and (f.__module__ or "").startswith(home)]
 
 
 def _as_functions(value: Any) -> list[FunctionType]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -124,10 +125,23 @@ def _attributes(need: Needs, found: Any) -> str:
     for owner in getattr(found, "__mro__", (found,)):
         if not lacking:
             return ""
-        lacking -= vars(owner).keys() | getattr(owner, "__annotations__", {}).keys()
+        # Not getattr: a class that has no annotations is given a dict of them by being asked.
+        lacking -= vars(owner).keys() | vars(owner).get("__annotations__", {}).keys()
+        if lacking and _made_elsewhere(owner):
+            return ""
         for method in vars(owner).values() if lacking else ():
             lacking -= _sets(getattr(method, "__func__", method))
     return f"has no {', '.join(sorted(lacking))}" if lacking else ""
+
+
+def _made_elsewhere(owner: Any) -> bool:
+    """Whether somebody has replaced a class's ``__init__`` and kept the original to himself: nothing can be said."""
+    made = vars(owner).get("__init__") if isinstance(owner, type) else None
+    code = getattr(inspect.unwrap(made), "__code__", None) if callable(made) else None
+    file = getattr(sys.modules.get(getattr(owner, "__module__", "")), "__file__", None)
+    if code is None or file is None:
+        return False
+    return not code.co_filename.startswith("<") and code.co_filename != file  # "<string>": a dataclass
 
 
 def _sets(method: Any) -> set[str]:

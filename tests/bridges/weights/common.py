@@ -86,7 +86,10 @@ def build(
     import verl.workers.config as configs
     from verl.workers.config import model as model_config
 
+    from verl_mtp_plugin.job import configs as configs_in_use
+
     plugin = {"missing_weights": missing}
+    configs_in_use._followed.clear()  # each engine is a job of its own: those of one would have to ask for the same
     engine_config, mtp_config = configs.McoreEngineConfig, model_config.MtpConfig
     with (
         patch.object(configs, "McoreEngineConfig", lambda **given: engine_config(**{**given, **(options or {})})),

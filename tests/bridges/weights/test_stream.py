@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from verl_mtp_plugin.bridges.weights.copies import fingerprint
+from verl_mtp_plugin.bridges.weights.copies import fingerprint, from_owners
 from verl_mtp_plugin.bridges.weights.export import watched
 from verl_mtp_plugin.bridges.weights.superfluous import superfluous
 from verl_mtp_plugin.bridges.weights.weight_names import is_mtp, listed
@@ -68,6 +68,52 @@ def test_a_name_that_comes_twice_ends_the_stream_before_the_second_is_sent() -> 
     with pytest.raises(AmbiguousWeightsError, match="found a a second time among the weights that mbridge 1 exports;"):
         next(stream)
     assert source.closed
+
+
+EMBEDDING = "embedding.word_embeddings.weight"
+
+
+class Bridge:
+    """mbridge as far as a stream goes: two stages, each with the embedding."""
+
+    def _weight_to_hf_format(self, name: str, weight: int) -> tuple[list[str], list[int]]:
+        return [name], [weight]
+
+    def stream(self) -> Iterator[tuple[str, int]]:
+        for name, weight in ((EMBEDDING, 1), ("a", 2), (EMBEDDING, 3), ("b", 4)):
+            yield from zip(*self._weight_to_hf_format(name, weight))
+
+
+WHOLE = [(EMBEDDING, 1), ("a", 2), ("b", 4)]
+
+
+def test_a_copy_is_left_out_and_the_bridge_is_as_before() -> None:
+    bridge = Bridge()
+    assert list(from_owners(bridge, bridge.stream())) == WHOLE
+    assert vars(bridge) == {}
+
+
+def test_a_stream_that_broke_off_and_was_never_closed_takes_nothing_from_the_next() -> None:
+    bridge = Bridge()
+    broken = from_owners(bridge, bridge.stream())
+    assert next(broken) == WHOLE[0]
+    assert list(from_owners(bridge, bridge.stream())) == WHOLE
+    again = from_owners(bridge, bridge.stream())
+    assert next(again) == WHOLE[0]
+    broken.close()  # type: ignore[attr-defined]  # in the middle of another
+    assert list(again) == WHOLE[1:]
+    assert vars(bridge) == {}
+
+
+def test_a_converter_of_somebody_else_stays() -> None:
+    bridge = Bridge()
+
+    def doubled(name: str, weight: int) -> tuple[list[str], list[int]]:
+        return [name], [2 * weight]
+
+    bridge._weight_to_hf_format = doubled  # type: ignore[method-assign]
+    assert list(from_owners(bridge, bridge.stream())) == [(name, 2 * weight) for name, weight in WHOLE]
+    assert vars(bridge) == {"_weight_to_hf_format": doubled}
 
 
 def test_a_fingerprint_tells_values_places_and_rows_apart() -> None:

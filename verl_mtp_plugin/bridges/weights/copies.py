@@ -16,6 +16,8 @@ from .weight_names import chunks
 
 #: How the embedding's name ends in Megatron.
 EMBEDDING: Final = "embedding.word_embeddings.weight"
+#: mbridge's method that converts one parameter, and the mark of what stands in its place while a stream runs.
+_CONVERT, _ONCE = "_weight_to_hf_format", "_verl_mtp_once"
 
 
 def check_copies(models: Any) -> None:
@@ -56,7 +58,9 @@ def _shared(models: Any) -> Iterator[Any]:
                 continue
             tied_head = module.post_process and module.share_embeddings_and_output_weights
             if module.pre_process or getattr(module, "mtp_process", False) or tied_head:
-                yield module.shared_embedding_or_output_weight()
+                weight = module.shared_embedding_or_output_weight()
+                if weight is not None:  # a wrapper of a model whose decoder is elsewhere
+                    yield weight
 
 
 def fingerprint(weight: Any) -> int:
@@ -68,13 +72,24 @@ def fingerprint(weight: Any) -> int:
     return int((rows * torch.arange(1, rows.numel() + 1, device=rows.device)).sum())
 
 
+def converter(bridge: Any) -> Any:
+    """mbridge's method that converts one parameter, without what a running or broken stream has put in its place."""
+    return _own_converter(bridge) or getattr(type(bridge), _CONVERT).__get__(bridge)
+
+
+def _own_converter(bridge: Any) -> Any:
+    """One that somebody has put on this bridge; not that of a stream which broke off and was never closed."""
+    own = vars(bridge).get(_CONVERT)
+    return None if hasattr(own, _ONCE) else own
+
+
 def from_owners(bridge: Any, stream: Iterable[Any]) -> Iterator[Any]:
     """mbridge's stream of pairs of name and tensor without the copies: it exports what each stage has.
 
     It goes through the stages in order and converts one parameter after the other, so the first embedding is the first
     stage's; the next ones are converted to nothing.
     """
-    convert, seen = bridge._weight_to_hf_format, set()
+    own, convert, seen = _own_converter(bridge), converter(bridge), set[str]()
 
     def once(name: str, *args: Any, **kwargs: Any) -> Any:
         if name.endswith(EMBEDDING) and name in seen:
@@ -82,8 +97,12 @@ def from_owners(bridge: Any, stream: Iterable[Any]) -> Iterator[Any]:
         seen.add(name)
         return convert(name, *args, **kwargs)
 
-    bridge._weight_to_hf_format = once
+    setattr(once, _ONCE, True)
+    setattr(bridge, _CONVERT, once)
     try:
         yield from stream
     finally:
-        del bridge._weight_to_hf_format
+        if vars(bridge).get(_CONVERT) is once:
+            delattr(bridge, _CONVERT)
+            if own is not None:
+                setattr(bridge, _CONVERT, own)

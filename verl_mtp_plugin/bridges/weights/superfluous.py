@@ -15,6 +15,7 @@ from typing import Any, Final
 from ...models.family import ModelFamily, parts
 from ...models.lookup import family_of
 from .agreement import everywhere
+from .copies import converter
 from .weight_names import chunks, has_mtp, is_mbridge
 
 #: What the names of all parameters in a layer have, Megatron's and Hugging Face's.
@@ -90,4 +91,4 @@ def _converted_by_mbridge(bridge: Any, models: Any) -> Iterable[str]:
     for model in chunks(models):
         for name in bridge._weight_name_mapping_mcore_local_to_global(model).values():
             if _IN_LAYERS not in f".{name}":
-                yield from bridge._weight_to_hf_format(name, torch.empty(rows, 0))[0]
+                yield from converter(bridge)(name, torch.empty(rows, 0))[0]

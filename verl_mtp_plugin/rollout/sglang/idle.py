@@ -7,10 +7,13 @@ goes through the tokenizer manager: over HTTP from the workers of hybrid, standa
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ... import runtime
+from ...view import View
 from .drain import drain, patience
 from .memory import Memory, memory_of
 
@@ -25,20 +28,29 @@ async def update(original: Callable[..., Awaitable[Any]], manager: Any, obj: Any
     if not getattr(obj, "flush_cache", True):  # nothing is asserted
         return await original(manager, obj, *args, **kwargs)
     if manager.is_pause:
-        await _wait(manager, memory, lock_is_ours=memory.door.retracted)
+        await _wait(manager, memory, lock_is_ours=_callers_stay(memory))
         return await original(manager, obj, *args, **kwargs)
     if getattr(obj, "abort_all_requests", False):
         manager.abort_request(abort_all=True)
-    # As SGLang does where nobody has paused it: requests end, new ones wait. With the door closed it does not take the
-    # lock itself.
+    # As SGLang does where nobody has paused it: requests end, new ones wait. Whoever pauses meanwhile holds the pause's
+    # condition until this lock is free, so nothing that holds the lock may wait for the condition.
     async with manager.model_update_lock.writer_lock:
-        await memory.door.close(manager)
-        try:
-            await _wait(manager, memory, lock_is_ours=True)
-            return await original(manager, obj, *args, **kwargs)
-        finally:
-            if not memory.released:  # by a release meanwhile, whose resume opens it
-                await memory.door.open(manager)
+        await _wait(manager, memory, lock_is_ours=True)
+        return await original(_with_the_lock(manager), obj, *args, **kwargs)
+
+
+def _with_the_lock(manager: Any) -> Any:
+    """The manager as SGLang's method sees it when it has taken the writer's lock of an engine that is not paused."""
+    taken = View(manager.model_update_lock, writer_lock=contextlib.nullcontext())
+    return View(manager, is_pause=False, is_pause_cond=asyncio.Condition(), model_update_lock=taken)
+
+
+def _callers_stay(memory: Memory) -> bool:
+    """Whether those who wait for answers in a paused engine keep the reader's lock, and say nothing of who runs.
+
+    Without MTP anybody may have paused, in a mode in which requests stay; upstream looks at no lock there.
+    """
+    return memory.door.retracted or not memory.mtp
 
 
 async def wait(manager: Any) -> float:
@@ -48,7 +60,7 @@ async def wait(manager: Any) -> float:
         WeightSyncError: it stays busy.
     """
     memory = memory_of(manager)
-    return await _wait(manager, memory, lock_is_ours=memory.door.retracted)
+    return await _wait(manager, memory, lock_is_ours=_callers_stay(memory))
 
 
 async def _wait(manager: Any, memory: Memory, *, lock_is_ours: bool) -> float:
