@@ -372,6 +372,7 @@ async def launched(
     mode: str = "auto",
     sglang: Outcome | None = None,
     mtp: Outcome | None = None,
+    job_has_mtp: bool = True,
     **options: Any,
 ) -> Outcome:
     """A server that may be refused: the error, and how many schedulers were started.
@@ -381,6 +382,7 @@ async def launched(
         mode: the plugin's.
         sglang: arguments of the engine (``engine_kwargs.sglang``).
         mtp: verl's MTP config, by which the server speculates.
+        job_has_mtp: whether ``mtp.enable`` is on at all.
         options: of verl's rollout config.
     """
     from verl.workers.config.model import MtpConfig
@@ -388,10 +390,11 @@ async def launched(
     if mtp is not None:
         options["mtp"] = MtpConfig(enable=True, enable_rollout=True, **mtp)
     options["engine_kwargs"] = {"sglang": {**sglang_engine.ENGINE_KWARGS, **(sglang or {})}}
+    model = state.model if job_has_mtp else servers.model_config(mtp=False)
     before = len(sglang_engine.schedulers)
     verl_mtp_plugin.activate(Settings(mode=Mode(mode), sync_requests=requests))
     try:
-        error = await _failure(_launch_and_keep(state, **options))
+        error = await _failure(_launch_and_keep(state, model, **options))
     finally:
         verl_mtp_plugin.activate(Settings())
     started = len(sglang_engine.schedulers) - before
@@ -400,9 +403,9 @@ async def launched(
     return {"error": error, "started": started}
 
 
-async def _launch_and_keep(state: Any, **options: Any) -> None:
+async def _launch_and_keep(state: Any, model: Any, **options: Any) -> None:
     """Its sockets hold messages that nobody reads: a server that is collected as garbage would wait for that."""
-    vars(state).setdefault("kept", []).append(await servers.launch(state.model, **options))
+    vars(state).setdefault("kept", []).append(await servers.launch(model, **options))
 
 
 async def retract_refused(state: Any, sampling: Outcome | None = None, engine: Outcome | None = None) -> Outcome:

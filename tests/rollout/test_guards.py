@@ -226,6 +226,13 @@ def test_nothing_is_refused_where_the_plugin_is_off(host: Host) -> None:
     assert outcome == {"error": "", "started": 1}
 
 
+def test_nothing_is_refused_where_the_job_has_no_mtp(host: Host) -> None:
+    """The option may stand in the environment of every job of a lab."""
+    engine = {"enable_return_hidden_states": True}
+    outcome = host.play("launched", requests="retract", job_has_mtp=False, sglang=engine)
+    assert outcome == {"error": "", "started": 1}
+
+
 def test_a_server_that_can_is_not(host: Host) -> None:
     outcome = host.play("launched", requests="retract")
     refused = host.stack.sglang == "0.5.6"

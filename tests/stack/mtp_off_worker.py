@@ -118,6 +118,7 @@ CALLS: dict[str, Call] = {
     "rollout.vllm.launch": call(SERVER, master_port=1),
     "rollout.sync_metrics": call(Bag(), {"loss": 1.0}, step=1),
     "rollout.sglang.refusals": call(Bag(tp_size=1)),
+    "rollout.sglang.refusals.job": call(SERVER),
     "rollout.sglang.capturers.forward": call(RUNNER),
     "rollout.sglang.capturers.experts": call(RUNNER),
     "rollout.sglang.capturers.indexer": call(RUNNER),

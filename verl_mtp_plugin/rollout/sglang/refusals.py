@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
@@ -18,6 +19,7 @@ from ... import runtime
 from ...environment import Environment
 from ...errors import PatchRequiredError, UnsupportedError
 from ...patching import Patch, Target, Verdict, applicable, around, not_needed
+from .. import acceptance
 from ..acceptance_hooks import SGLANG_SERVER
 from . import capturers
 from .retraction import RECORDED, can_retract, ignores_pause
@@ -39,7 +41,26 @@ LOOPS: Final = (
 _WITHOUT_MODEL: Final = ("NGRAM",)
 
 
+#: Set in a server whose job has no MTP, and so in its schedulers: nobody retracts there, whatever the option says.
+_WITHOUT_MTP: Final = "VERL_MTP_SERVER_WITHOUT_MTP"
+
+
 # -- in verl's server, before SGLang's processes start ----------------------------------------------------------------
+
+
+def remember_job(original: Callable[..., Any], server: Any, *args: Any, **kwargs: Any) -> Any:
+    """``SGLangHttpServer.__init__``, and whether its job uses MTP, which the engine's arguments do not say."""
+    result = original(server, *args, **kwargs)
+    if acceptance.uses_mtp(server.config, server.model_config):
+        os.environ.pop(_WITHOUT_MTP, None)
+    else:
+        os.environ[_WITHOUT_MTP] = "1"
+    return result
+
+
+def _retracts() -> bool:
+    """Whether requests of this process's engine are retracted for weight syncs."""
+    return runtime.settings().sync_requests == _RETRACT and _WITHOUT_MTP not in os.environ
 
 
 def set_envs_and_config(original: Callable[[Any], Any], server_args: Any) -> Any:
@@ -55,7 +76,7 @@ def set_envs_and_config(original: Callable[[Any], Any], server_args: Any) -> Any
 
 def check(server_args: Any) -> None:
     """See :func:`set_envs_and_config`."""
-    if runtime.settings().sync_requests == _RETRACT:
+    if _retracts():
         reason = can_retract(arguments=server_args)
         if reason is not None:
             raise refused(reason)
@@ -123,7 +144,7 @@ def create(original: Any) -> Any:
 
     def wrapper(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         capturer = function(*args, **kwargs)
-        if hasattr(capturer, "host_cache") and runtime.settings().sync_requests == _RETRACT:
+        if hasattr(capturer, "host_cache") and _retracts():
             raise refused(f"{RECORDED['enable_return_routed_experts']} (enable_return_routed_experts)")
         return capturer
 
@@ -136,7 +157,7 @@ def event_loop(original: Callable[..., Any], self: Any, *args: Any, **kwargs: An
     Raises:
         UnsupportedError: the engine is paused, or will be to retract requests; this loop would run them meanwhile.
     """
-    if runtime.settings().sync_requests == _RETRACT or getattr(self, "_engine_paused", False):
+    if _retracts() or (getattr(self, "_engine_paused", False) and _WITHOUT_MTP not in os.environ):
         name = inspect.unwrap(original).__name__
         raise refused(f"SGLang's {name} goes on while the engine is paused")
     return original(self, *args, **kwargs)
@@ -161,6 +182,13 @@ SERVER_PATCHES: Final[tuple[Patch, ...]] = (
         upstream="plugin code",
         build=around(set_envs_and_config),
         absent_ok=True,
+    ),
+    Patch(
+        id="rollout.sglang.refusals.job",
+        target=Target(SGLANG_SERVER, "SGLangHttpServer.__init__"),
+        reason="without MTP sync_requests=retract, which nobody uses then, would refuse a server",
+        upstream="plugin code",
+        build=around(remember_job),
     ),
 )
 
