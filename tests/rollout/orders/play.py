@@ -7,6 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import verl_mtp_plugin
+from verl_mtp_plugin.patching import PatchEngine
+from verl_mtp_plugin.rollout.sglang import verl_compat
 from verl_mtp_plugin.testing import faults, sglang_engine
 from verl_mtp_plugin.testing.faults import Fault
 
@@ -119,14 +121,17 @@ async def play(
     faults.clear_faults()
     for scheduler in sglang_engine.schedulers:
         scheduler.stopped = True
-    if how == "bare":
+    engine = PatchEngine()
+    if how == "bare":  # but for what a server of the two needs to start
         verl_mtp_plugin.deactivate()
+        engine.arm(verl_compat.PATCHES)
     try:
         played = await _launched(state, modes, how == "mtp", free_cache_engine)
         for one in played.values():
             one.with_requests = with_requests
         return await _play(state, steps, played, clear)
     finally:
+        engine.revert_all()
         verl_mtp_plugin.activate()
 
 

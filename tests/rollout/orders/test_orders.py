@@ -109,8 +109,9 @@ def test_weights_wait_for_a_step_in_flight_where_the_cache_stays(host: Host, mod
         found = host.play("busy_write", mode=mode, how=how, paused=paused)
         assert found["wrong"] == [], how
         assert found["end"]["server"]["request"] == ""
-    bare = host.play("busy_write", mode=mode, how="bare", paused=paused)
-    assert bare["wrong"][0][3] == FLUSH
+    if host.stack in PINNED:  # from 0.5.22 on SGLang answers that the update failed, and goes on
+        bare = host.play("busy_write", mode=mode, how="bare", paused=paused)
+        assert bare["wrong"][0][3] == FLUSH
 
 
 @_on(stacks=BY_SGLANG)

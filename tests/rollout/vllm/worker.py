@@ -14,7 +14,7 @@ os.environ.update(VERL_MTP_PLUGIN="off", VERL_USE_EXTERNAL_PLUGINS="none", CUDA_
 from verl_mtp_plugin import runtime
 from verl_mtp_plugin.patching import PatchEngine
 from verl_mtp_plugin.rollout.vllm.hooks import PATCHES
-from verl_mtp_plugin.settings import Mode, Settings
+from verl_mtp_plugin.settings import Settings
 
 from . import cases_feed, cases_orders, cases_wrong, server  # noqa: F401  (their cases are among CASES)
 from .cases import CASES, outcome
@@ -31,8 +31,8 @@ async def main(vllm: str, folder: Path) -> dict[str, Any]:
     engine = PatchEngine()
     engine.arm(PATCHES)
     found["decisions"] = {record.id: str(record.decision) for record in engine.records()}
-    # Only the limit is set; patches are those above.
-    runtime.arm(Settings(mode=Mode.OFF, sync_drain_timeout_s=0.5))
+    # Only the limit is set; patches are those above, and with the plugin off it would have no options.
+    runtime._runtime.settings = Settings(sync_drain_timeout_s=0.5)
     found["patched"] = await run_all(servers)
     return found
 
