@@ -12,17 +12,29 @@ from ..patching import Needs
 
 IO: Final = "sglang.srt.managers.io_struct"
 MANAGER: Final = "sglang.srt.managers.tokenizer_manager:TokenizerManager"
+SERVER: Final = "verl.workers.rollout.sglang_rollout.async_sglang_server"
 CLIENT: Final = "verl.workers.rollout.sglang_rollout.http_server_engine:AsyncHttpServerAdapter"
 _UPDATERS: Final = ("mixin", "manager")
 
 _MANAGER: Final = (
     Needs(f"{MANAGER}.auto_create_handle_loop", positional=1),
     Needs(f"{MANAGER}.flush_cache", positional=1),
-    Needs(MANAGER, attributes=("rid_to_state", "model_update_lock")),
+    Needs(MANAGER, attributes=("rid_to_state", "model_update_lock", "is_pause", "is_pause_cond")),
+    Needs("sglang.srt.utils.aio_rwlock:RWLock", attributes=("writer_lock", "is_locked")),
 )
+#: The routes by which weights come (:mod:`.sglang.idle`).
+_ROUTES: Final = ("tensor", "distributed", "ipc", "disk")
 
 NEEDS: Final[dict[str, tuple[Needs, ...]]] = {
     "rollout.sglang.memory": _MANAGER,
+    **{
+        f"rollout.sglang.idle.{route}": (
+            *_MANAGER,
+            Needs(f"{MANAGER}.abort_request", positional=1, keywords=("abort_all",)),
+        )
+        for route in _ROUTES
+    },
+    "rollout.sglang.refusals.job": (Needs(f"{SERVER}:SGLangHttpServer", attributes=("config", "model_config")),),
     "rollout.sglang.server": (
         Needs(f"{IO}:PauseGenerationReqInput", keywords=("mode",)),
         Needs(f"{IO}:ContinueGenerationReqInput", positional=0),
